@@ -1,0 +1,77 @@
+//! Bytes to messages and back.
+//!
+//! Decoding never panics, whatever the bytes, and allocates no more than a small multiple of
+//! their number: lists grow as their elements arrive, nesting is bounded, trailing bytes are an
+//! error.
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{MAX_DEPTH, MAX_MESSAGE_BYTES};
+use crate::{ReplyEnvelope, RequestEnvelope};
+
+/// Why bytes are not a message.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// Larger than any message may be.
+    #[error("a message has {actual} bytes, the most is {MAX_MESSAGE_BYTES}")]
+    TooLong {
+        /// Bytes received.
+        actual: usize,
+    },
+    /// Something follows the message.
+    #[error("{count} bytes follow the message")]
+    TrailingBytes {
+        /// How many.
+        count: usize,
+    },
+    /// Not msgpack, or not one of the messages.
+    #[error("not a message of this protocol: {0}")]
+    Malformed(#[from] rmp_serde::decode::Error),
+}
+
+/// Reads one request.
+///
+/// # Errors
+/// [`CodecError`], for bytes that are not exactly one request.
+pub fn decode_request(bytes: &[u8]) -> Result<RequestEnvelope, CodecError> {
+    decode(bytes)
+}
+
+/// Reads one reply.
+///
+/// # Errors
+/// [`CodecError`], for bytes that are not exactly one reply.
+pub fn decode_reply(bytes: &[u8]) -> Result<ReplyEnvelope, CodecError> {
+    decode(bytes)
+}
+
+/// Writes one request.
+#[must_use]
+pub fn encode_request(envelope: &RequestEnvelope) -> Vec<u8> {
+    encode(envelope)
+}
+
+/// Writes one reply.
+#[must_use]
+pub fn encode_reply(envelope: &ReplyEnvelope) -> Vec<u8> {
+    encode(envelope)
+}
+
+fn decode<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, CodecError> {
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        return Err(CodecError::TooLong {
+            actual: bytes.len(),
+        });
+    }
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    deserializer.set_max_depth(MAX_DEPTH);
+    let message = T::deserialize(&mut deserializer)?;
+    match deserializer.get_ref().len() {
+        0 => Ok(message),
+        count => Err(CodecError::TrailingBytes { count }),
+    }
+}
+
+fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    rmp_serde::to_vec(message).expect("every message can be encoded into memory")
+}

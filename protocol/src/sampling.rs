@@ -1,0 +1,91 @@
+//! How tokens are drawn, and what is told about them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{F32Array, I32Array};
+
+/// The part of vLLM's `SamplingParams` (vllm/sampling_params.py) that a worker has to honour.
+///
+/// The scheduler keeps the rest: stop strings, `max_tokens`, `n`, EOS.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SamplingParams {
+    /// Below 1e-5 the most likely token is taken.
+    pub temperature: f64,
+    /// Keeps the most likely tokens whose probabilities add up to this; 1 keeps all.
+    pub top_p: f64,
+    /// Keeps this many of the most likely tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keeps tokens at least this likely, relative to the most likely one; 0 keeps all.
+    pub min_p: f64,
+    /// Makes the draws repeatable: each is a function of the seed and of the output position alone.
+    pub seed: Option<i64>,
+    /// Taken off the logit of each token that the output has.
+    pub presence_penalty: f64,
+    /// Taken off a token's logit for each time that the output has it.
+    pub frequency_penalty: f64,
+    /// Divides (multiplies, when negative) the logit of each token that prompt or output has.
+    pub repetition_penalty: f64,
+    /// Until so many tokens were sampled, none of `stop_token_ids` is allowed.
+    pub min_tokens: u32,
+    /// vLLM's `all_stop_token_ids`: end of sequence and the request's own stop tokens.
+    pub stop_token_ids: Vec<u32>,
+    /// Added to the logits, as pairs of token id and bias.
+    pub logit_bias: Vec<(u32, f64)>,
+    /// The only tokens allowed, if given.
+    pub allowed_token_ids: Option<Vec<u32>>,
+    /// Sequences of tokens whose last one must not follow the others.
+    pub bad_words_token_ids: Vec<Vec<u32>>,
+    /// How many of the most likely tokens to report, beside the sampled one; -1 for all.
+    pub logprobs: Option<i32>,
+    /// The same for the tokens of the prompt.
+    pub prompt_logprobs: Option<i32>,
+    /// Report these tokens instead of the most likely ones.
+    pub logprob_token_ids: Option<Vec<u32>>,
+}
+
+impl Default for SamplingParams {
+    /// vLLM's defaults.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: None,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            min_tokens: 0,
+            stop_token_ids: Vec::new(),
+            logit_bias: Vec::new(),
+            allowed_token_ids: None,
+            bad_words_token_ids: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            logprob_token_ids: None,
+        }
+    }
+}
+
+/// Allowed tokens of structured requests: vLLM's grammar bitmask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GrammarBitmask {
+    /// The rows of the step that are bound by a grammar, as indices into `Exec::handles`.
+    pub rows: Vec<u32>,
+    /// `[rows.len(), ceil(vocab_size / 32)]`: bit `t % 32` of word `t / 32` is set if token `t` is
+    /// allowed.
+    pub bitmask: I32Array,
+}
+
+/// Log probabilities (or logits, by `logprobs_mode`) of a number of positions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Logprobs {
+    /// Columns of the two tables: one for the position's own token, then the ones asked for.
+    pub num_columns: u32,
+    /// `[num_rows, num_columns]`; column 0 is the position's own token; -1 pads.
+    pub token_ids: I32Array,
+    /// `[num_rows, num_columns]`.
+    pub logprobs: F32Array,
+    /// `[num_rows]`: rank of the position's own token, from 1.
+    pub ranks: I32Array,
+}
