@@ -1,6 +1,7 @@
 //! Number arrays that travel as one msgpack `bin` of little-endian values.
 //!
 //! A prompt of 8,000 tokens is then one copy on both sides instead of 8,000 tagged integers.
+//! Formats for people (JSON in `golden/`) show a list of numbers.
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -13,6 +14,9 @@ macro_rules! raw_array {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    return self.0.serialize(serializer);
+                }
                 let bytes: Vec<u8> = self.0.iter().flat_map(|value| value.to_le_bytes()).collect();
                 serializer.serialize_bytes(&bytes)
             }

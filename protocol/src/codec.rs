@@ -19,11 +19,8 @@ pub enum CodecError {
         actual: usize,
     },
     /// Something follows the message.
-    #[error("{count} bytes follow the message")]
-    TrailingBytes {
-        /// How many.
-        count: usize,
-    },
+    #[error("bytes follow the message")]
+    TrailingBytes,
     /// Not msgpack, or not one of the messages.
     #[error("not a message of this protocol: {0}")]
     Malformed(#[from] rmp_serde::decode::Error),
@@ -66,9 +63,10 @@ fn decode<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, CodecError> {
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
     deserializer.set_max_depth(MAX_DEPTH);
     let message = T::deserialize(&mut deserializer)?;
-    match deserializer.get_ref().len() {
-        0 => Ok(message),
-        count => Err(CodecError::TrailingBytes { count }),
+    // The reader does not tell its position, but only at the end of the bytes has it no marker.
+    match u8::deserialize(&mut deserializer) {
+        Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(message),
+        _ => Err(CodecError::TrailingBytes),
     }
 }
 

@@ -39,6 +39,6 @@ pub use step::{Exec, NewBlocks, NewRequest, PromptLogprobs, RowError, Sample, St
 
 /// The version of the protocol that this crate speaks.
 ///
-/// A new message, or a new field at the end of one that may be absent, keeps it. Anything
-/// else (a changed type, meaning or order, a removed field) raises it.
+/// A new request keeps it: an older daemon refuses one with `BadMessage`. Anything else raises
+/// it: a field added, removed, moved or given another type or meaning; a new reply or error code.
 pub const PROTOCOL_VERSION: u16 = 1;
