@@ -2,7 +2,9 @@
 //!
 //! `UPDATE_GOLDEN=1 cargo test -p metal-rpc-protocol --test golden` writes the files anew.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod document;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
