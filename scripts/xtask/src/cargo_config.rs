@@ -10,13 +10,23 @@ use anyhow::{Context, Result, ensure};
 
 use crate::mlx::{Backend, TARGET, VERSION};
 
+const FILE: &str = ".cargo/mlx-linux.toml";
+
+/// The backend that the checkout at `root` is configured for, `cpu` when it is not configured.
+pub fn backend(root: &Path) -> Backend<'static> {
+    match fs::read_to_string(root.join(FILE)) {
+        Ok(text) if text.starts_with(&heading("cuda-13")) => "cuda-13",
+        _ => "cpu",
+    }
+}
+
 /// Writes `.cargo/mlx-linux.toml` in the checkout at `root`, unless it already says the same:
 /// Cargo builds everything anew when the configuration changes.
 ///
 /// # Errors
 /// A path cannot be written in the configuration's format, or the file cannot be written.
 pub fn write(root: &Path, backend: Backend<'_>, prefix: &Path, mlx_c: &Path) -> Result<()> {
-    let path = root.join(".cargo/mlx-linux.toml");
+    let path = root.join(FILE);
     let text = text(backend, plain(prefix)?, plain(mlx_c)?);
     if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -24,16 +34,22 @@ pub fn write(root: &Path, backend: Backend<'_>, prefix: &Path, mlx_c: &Path) -> 
     Ok(())
 }
 
+/// The first line of the file, from which [`backend`] is read back.
+fn heading(backend: Backend<'_>) -> String {
+    format!("# Written by `cargo xtask mlx {backend}`.")
+}
+
 /// `rustc-env` feeds mlx-sys's `include!(concat!(env!("OUT_DIR"), "/bindings.rs"))`. The last three
 /// keys reach the build script of our kernels as `DEP_MLX_*`, as upstream documents them.
 fn text(backend: Backend<'_>, prefix: &str, mlx_c: &str) -> String {
+    let heading = heading(backend);
     // The CUDA libraries that libmlx.so needs come with the machine that runs the program.
     let undefined = match backend {
         "cpu" => "",
         _ => ",--allow-shlib-undefined",
     };
     format!(
-        r#"# Written by `cargo xtask mlx {backend}`.
+        r#"{heading}
 [target.{TARGET}]
 rustflags = ["-Clink-arg=-Wl,-rpath,$ORIGIN,-rpath,{prefix}/mlx/lib{undefined}"]
 

@@ -1,4 +1,5 @@
-//! `cargo xtask mlx [cpu|cuda-13]`: prepares MLX for this checkout.
+//! `cargo xtask mlx [cpu|cuda-13]`: prepares MLX for this checkout. Without a backend it keeps the
+//! one that the checkout has, and starts with `cpu`.
 //!
 //! # Layout
 //! - `main.rs`: the command line
@@ -25,8 +26,8 @@ fn main() -> Result<()> {
     let args: Vec<String> = env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["mlx"] => mlx::prepare("cpu"),
-        ["mlx", backend @ ("cpu" | "cuda-13")] => mlx::prepare(backend),
+        ["mlx"] => mlx::prepare(None),
+        ["mlx", backend @ ("cpu" | "cuda-13")] => mlx::prepare(Some(backend)),
         _ => bail!(USAGE),
     }
 }

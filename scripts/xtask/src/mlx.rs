@@ -31,10 +31,11 @@ pub type Backend<'a> = &'a str;
 const LIBCLANG: &str = "libclang==18.1.1";
 
 /// Prepares MLX for this checkout: at once when nothing changed, else from the cache or anew.
+/// `None` keeps the checkout's backend.
 ///
 /// # Errors
 /// A tool is missing, a download or a compilation fails. Nothing half-done stays in use.
-pub fn prepare(backend: Backend<'_>) -> Result<()> {
+pub fn prepare(backend: Option<Backend<'_>>) -> Result<()> {
     if cfg!(target_os = "macos") {
         eprintln!("mlx: nothing to prepare, mlx-sys builds MLX itself on macOS");
         return Ok(());
@@ -47,6 +48,7 @@ pub fn prepare(backend: Backend<'_>) -> Result<()> {
         .ancestors()
         .nth(2)
         .context("the workspace lies two folders above this crate")?;
+    let backend = backend.unwrap_or_else(|| cargo_config::backend(root));
     let compat = Path::new(env!("CARGO_MANIFEST_DIR")).join("mlx-compat");
     let mlx_c = mlx_c::sources(root, VERSION)?;
     let cache = cache_dir()?;
