@@ -1,0 +1,13 @@
+"""What the tests are written with. Nothing here is imported from the product.
+
+# Layout
+- `paths`: where the repository, the daemon and vLLM lie
+- `daemon`: starts, watches and kills a real `metald`
+- `wire`: the protocol's messages, written from protocol/PROTOCOL.md
+- `frontend`: a frontend without vLLM; sends any message, right or wrong
+- `greedy`: a scheduler of a page, for tests that want tokens from a `Frontend`
+- `server`: `vllm serve` as a subprocess
+- `models`: real and tiny checkpoints
+- `reference`: the same greedy tokens from transformers in float32
+- `prompts`: what is asked
+"""
