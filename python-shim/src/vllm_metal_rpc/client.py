@@ -1,0 +1,191 @@
+"""One ZeroMQ connection to the daemon. The only file that names `zmq`.
+
+A connection is used by two threads. The engine's main thread sends steps on it directly, because
+handing each frame to another thread would cost two thread switches and a wait for the GIL. The
+I/O thread receives. ZeroMQ sockets are not thread-safe, so every call on one is made under a
+lock, and the I/O thread waits on the socket's file descriptor, never inside the socket.
+
+That descriptor is edge-triggered, and *any* call on the socket may consume the edge. Hence the
+rule: whoever has called `send` looks at `EVENTS` before it lets go of the lock, and wakes the I/O
+thread if there is something to read.
+
+# Invariants
+- A connection is opened once and never reconnects: a routing id that outlives its peer would reach
+  another daemon with this one's session.
+- `receive` is called by one thread only.
+"""
+
+import contextlib
+import math
+import os
+import select
+import threading
+import time
+from typing import Final, Self
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from vllm_metal_rpc.errors import ConnectionLost
+
+# As in protocol/src/limits.rs: larger frames are dropped by ZeroMQ before they are allocated.
+MAX_MESSAGE_BYTES: Final = 64 << 20
+# Longer than any wait here: a failed attempt is reported, and repeated by us, not by ZeroMQ.
+_RECONNECT_INTERVAL_MS: Final = 3_600_000
+_REFUSED: Final = int(
+    zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+class Waker:
+    """Ends another thread's wait: a pipe, because macOS has no eventfd."""
+
+    def __init__(self) -> None:
+        self.fd, self._write_fd = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._write_fd, False)
+
+    def wake(self) -> None:
+        """Ends the current wait, or the next one if there is none. Any thread."""
+        # A full pipe means that a wake-up is already on its way.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write_fd, b"\0")
+
+    def drain(self) -> None:
+        """Forgets the wake-ups so far."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 4096)
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleeps, unless woken."""
+        if select.select([self.fd], [], [], timeout_s)[0]:
+            self.drain()
+
+    def close(self) -> None:
+        """Gives the descriptors back."""
+        os.close(self.fd)
+        os.close(self._write_fd)
+
+
+class Connection:
+    """A DEALER socket that is connected, until it is not."""
+
+    def __init__(self, endpoint: str, waker: Waker) -> None:
+        self._waker = waker
+        self._lock = threading.Lock()
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_INTERVAL_MS)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._monitor = self._socket.get_monitor_socket(_REFUSED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket.getsockopt(zmq.FD), zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._poller.register(waker.fd, zmq.POLLIN)
+        self._endpoint = endpoint
+
+    @classmethod
+    def open(cls, endpoint: str, waker: Waker, timeout_s: float) -> Self:
+        """Connects.
+
+        Raises:
+            ConnectionLost: Nothing listens there, or what listens does not speak ZMTP in time.
+        """
+        connection = cls(endpoint, waker)
+        try:
+            connection._connect(timeout_s)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def send(self, frame: bytes) -> None:
+        """Sends one message without waiting. Any thread.
+
+        Raises:
+            ConnectionLost: There is no peer any more.
+        """
+        with self._lock:
+            try:
+                self._socket.send(frame, zmq.NOBLOCK)
+                readable = self._is_readable()
+            except zmq.ZMQError as error:
+                raise ConnectionLost(f"cannot send to {self._endpoint}: {error}") from error
+        if readable:
+            self._waker.wake()
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """Waits for one message.
+
+        Returns:
+            The message, or None when the time is over or somebody has woken us.
+
+        Raises:
+            ConnectionLost: The daemon has closed the connection, and all its messages were read.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            frame = self._receive_now()
+            if frame is not None:
+                return frame
+            if self._next_event() & _REFUSED:
+                raise ConnectionLost(f"the daemon closed the connection to {self._endpoint}")
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                return None
+            ready = dict(self._poller.poll(_to_ms(remaining_s)))
+            if self._waker.fd in ready:
+                self._waker.drain()
+                return self._receive_now()
+
+    def close(self) -> None:
+        """Drops the connection and whatever was not sent yet."""
+        with self._lock:
+            self._socket.disable_monitor()
+            self._context.destroy(linger=0)
+
+    def _connect(self, timeout_s: float) -> None:
+        self._socket.connect(self._endpoint)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            event = self._next_event()
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                return
+            if event & _REFUSED:
+                raise ConnectionLost(f"nothing listens on {self._endpoint}")
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                raise ConnectionLost(f"{self._endpoint} did not answer within {timeout_s:g} s")
+            self._monitor.poll(_to_ms(remaining_s))
+
+    def _receive_now(self) -> bytes | None:
+        with self._lock:
+            if not self._is_readable():
+                return None
+            frame: bytes = self._socket.recv(zmq.NOBLOCK)
+            return frame
+
+    def _is_readable(self) -> bool:
+        """Whether a message can be received. Call with the lock held."""
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+    def _next_event(self) -> int:
+        """The next event of the connection's life; 0 if nothing happened."""
+        if not self._monitor.poll(0):
+            return 0
+        event: int = recv_monitor_message(self._monitor)["event"]
+        return event
+
+
+def _to_ms(seconds: float) -> int:
+    """Whole milliseconds, rounded up: a wait never ends before its time and then spins."""
+    return math.ceil(seconds * 1000)

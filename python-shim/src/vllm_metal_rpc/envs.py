@@ -1,0 +1,103 @@
+"""Every environment variable that the shim reads, with its default and meaning.
+
+`metald` reads the same names; values are read when they are needed, never at import.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from vllm_metal_rpc.errors import MetalRpcError
+
+PREFIXES: Final = ("METAL_RPC_", "VLLM_METAL_", "VLLM_MLX_")
+_FALSE: Final = ("0", "false", "no", "off")
+
+
+def endpoint() -> str:
+    """`METAL_RPC_ENDPOINT`: `ipc://PATH` or `tcp://HOST:PORT`.
+
+    The default is a socket in the user's runtime directory, by the daemon's own rule.
+    """
+    if value := os.environ.get("METAL_RPC_ENDPOINT"):
+        if not value.startswith(("ipc://", "tcp://")):
+            raise MetalRpcError(
+                f"METAL_RPC_ENDPOINT must start with ipc:// or tcp://, it is {value!r}"
+            )
+        return value
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    # Not tempfile.gettempdir(): the daemon's rule is TMPDIR, else /tmp, and both must agree.
+    temporary = Path(os.environ.get("TMPDIR") or "/tmp") / f"metal-rpc-{os.getuid()}"
+    folder = Path(runtime) / "metal-rpc" if runtime else temporary
+    return f"ipc://{folder / 'metald.sock'}"
+
+
+def autostart() -> bool:
+    """`METAL_RPC_AUTOSTART` (1): whether to start `metald` when nothing listens."""
+    return _flag("METAL_RPC_AUTOSTART", default=True)
+
+
+def daemon_path() -> str | None:
+    """`METAL_RPC_DAEMON`: the `metald` to start; found on PATH if unset."""
+    return os.environ.get("METAL_RPC_DAEMON") or None
+
+
+def recovery_timeout_s() -> float:
+    """`METAL_RPC_RECOVERY_TIMEOUT_S` (120): how long requests wait for a daemon to come back."""
+    return _number("METAL_RPC_RECOVERY_TIMEOUT_S", default=120.0, low=0.0, high=float("inf"))
+
+
+def log_path() -> Path:
+    """Where a daemon started by us writes: `$XDG_STATE_HOME/metal-rpc/metald.log`."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "metal-rpc" / "metald.log"
+
+
+def memory_fraction() -> float | None:
+    """`VLLM_METAL_MEMORY_FRACTION`: overrides `--gpu-memory-utilization` when set."""
+    if not os.environ.get("VLLM_METAL_MEMORY_FRACTION"):
+        return None
+    return _number("VLLM_METAL_MEMORY_FRACTION", default=0.9, low=0.0, high=1.0)
+
+
+def block_size() -> int:
+    """`VLLM_METAL_BLOCK_SIZE` (16): tokens in a KV-cache block, unless `--block-size` is given."""
+    value = _number("VLLM_METAL_BLOCK_SIZE", default=16, low=1, high=1024)
+    if value != int(value):
+        raise MetalRpcError(f"VLLM_METAL_BLOCK_SIZE must be a whole number, it is {value}")
+    return int(value)
+
+
+def debug() -> bool:
+    """`VLLM_METAL_DEBUG` (0): log the shim's own events at level DEBUG."""
+    return _flag("VLLM_METAL_DEBUG", default=False)
+
+
+def check_mlx() -> None:
+    """`VLLM_METAL_USE_MLX` (1): `0` is refused.
+
+    Raises:
+        MetalRpcError: It is set to something false.
+    """
+    if not _flag("VLLM_METAL_USE_MLX", default=True):
+        raise MetalRpcError(
+            "VLLM_METAL_USE_MLX=0 is not supported: MLX is the only way in which metald runs "
+            "models; unset the variable"
+        )
+
+
+def _flag(name: str, *, default: bool) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    return default if value == "" else value not in _FALSE
+
+
+def _number(name: str, *, default: float, low: float, high: float) -> float:
+    text = os.environ.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise MetalRpcError(f"{name} must be a number, it is {text!r}") from None
+    if not low < value <= high:
+        raise MetalRpcError(f"{name} must be above {low:g} and at most {high:g}, it is {text}")
+    return value
