@@ -11,8 +11,8 @@ import numpy as np
 
 Body = dict[str, Any]
 
-# The fields of each body and structure in the order of the wire. After a colon: a structure or an
-# array of raw numbers; `*` is a list of them, `?` one that may be nil.
+# Requests, replies and structures, each with its fields in the order of the wire. After a colon: a
+# structure or an array of raw numbers; `*` is a list of them, `?` one that may be nil.
 _SPECS: Final = {
     "Hello": "min_protocol_version max_protocol_version vllm_version frontend pid",
     "LoadModel": "path dtype max_model_len max_num_seqs max_num_batched_tokens logprobs_mode",
@@ -26,9 +26,7 @@ _SPECS: Final = {
     "Ping": "",
     "Goodbye": "",
     "Status": "",
-    "Welcome": (
-        "protocol_version daemon_version pid epoch session heartbeat_ms lease_ms device"
-    ),
+    "Welcome": ("protocol_version daemon_version pid epoch session heartbeat_ms lease_ms device"),
     "LoadProgress": "loaded_bytes total_bytes",
     "ModelLoaded": "model_type vocab_size weights_bytes load_ms kv_cache_specs:KvCacheSpec*",
     "MemoryReserved": "available_bytes",
@@ -64,25 +62,28 @@ _SPECS: Final = {
     "ModelStatus": "path model_type dtype weights_bytes sessions",
     "KvStatus": "budget_bytes granted_bytes used_bytes",
 }
-_REQUESTS: Final = (
-    "Hello LoadModel ReserveMemory CreateCache Exec Sample Ping Goodbye Status".split()
-)
-_REPLIES: Final = (
-    "Welcome LoadProgress ModelLoaded MemoryReserved CacheCreated StepResult Pong Farewell "
-    "StatusReport Error"
-).split()
+# Opcodes count from 1 in this order.
+_NAMES: Final = list(_SPECS)
+_REQUESTS: Final = _NAMES[: _NAMES.index("Status") + 1]
+_REPLIES: Final = _NAMES[_NAMES.index("Welcome") : _NAMES.index("Error") + 1]
 _RAW: Final = {"i32": "<i4", "f32": "<f4"}
 
-ERROR_CODES: Final = dict(
-    enumerate(
-        (
-            "BadMessage UnsupportedProtocol UnknownSession TooManySessions OutOfOrder "
-            "TooManySteps ModelNotFound UnsupportedModel InvalidModel OutOfMemory InvalidStep "
-            "Unsupported StepFailed ShuttingDown"
-        ).split(),
-        start=1,
-    )
-)
+ERROR_CODES: Final = {
+    1: "BadMessage",
+    2: "UnsupportedProtocol",
+    3: "UnknownSession",
+    4: "TooManySessions",
+    5: "OutOfOrder",
+    6: "TooManySteps",
+    7: "ModelNotFound",
+    8: "UnsupportedModel",
+    9: "InvalidModel",
+    10: "OutOfMemory",
+    11: "InvalidStep",
+    12: "Unsupported",
+    13: "StepFailed",
+    14: "ShuttingDown",
+}
 
 
 class Reply(NamedTuple):

@@ -1,0 +1,168 @@
+"""Starts, watches and kills a real `metald`."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+import psutil
+
+from framework import paths
+
+READY_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 20.0
+_POLL_S: Final = 0.05
+_LOG_TAIL_BYTES: Final = 8 << 10
+
+
+def endpoint_in(folder: Path) -> str:
+    """The endpoint of a daemon whose files lie in `folder`."""
+    socket = folder / "metald.sock"
+    # sockaddr_un of macOS has 104 bytes, the last of which ends the string.
+    assert len(str(socket)) < 104, f"{socket} is too long for a socket"
+    return f"ipc://{socket}"
+
+
+def environment(folder: Path, **changes: str) -> dict[str, str]:
+    """The environment of everything that belongs to the daemon of `folder`.
+
+    Variables of the person who runs the tests do not reach it.
+    """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("METAL_RPC_", "VLLM_METAL_"))
+    }
+    return inherited | {
+        "METAL_RPC_ENDPOINT": endpoint_in(folder),
+        "METAL_RPC_DAEMON": str(paths.metald()),
+        "XDG_STATE_HOME": str(folder / "state"),
+        **changes,
+    }
+
+
+def status(folder: Path) -> dict[str, Any] | None:
+    """What `metald status --json` says, or None when no daemon answers."""
+    command = [str(paths.metald()), "status", "--json"]
+    result = subprocess.run(
+        command, env=environment(folder), capture_output=True, text=True, timeout=30, check=False
+    )
+    return json.loads(result.stdout) if result.returncode == 0 else None
+
+
+def wait_for_status(folder: Path, timeout_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
+    """Waits for a daemon to answer."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if (report := status(folder)) is not None:
+            return report
+        time.sleep(_POLL_S)
+    raise TimeoutError(f"no daemon answers on {endpoint_in(folder)} after {timeout_s:g} s")
+
+
+def log_tail(path: Path) -> str:
+    """The end of a log, for messages of failure."""
+    if not path.exists():
+        return f"({path.name} does not exist)"
+    return path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+
+
+class Daemon:
+    """A daemon of our own, in the foreground, with its log in a file."""
+
+    def __init__(self, folder: Path, *flags: str, **variables: str) -> None:
+        self.folder = folder
+        self.endpoint = endpoint_in(folder)
+        self.log_path = folder / "metald.log"
+        self._flags = flags
+        self._variables = variables
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        command = [str(paths.metald()), "serve", "--endpoint", self.endpoint, *self._flags]
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(self.folder, **self._variables),
+            )
+        try:
+            report = wait_for_status(self.folder)
+        except TimeoutError as error:
+            self.kill()
+            raise AssertionError(f"{error}; its log ends:\n{self.log()}") from error
+        assert report["pid"] == self.pid, "another daemon answers on our endpoint"
+
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def status(self) -> dict[str, Any]:
+        """What `metald status --json` says."""
+        report = status(self.folder)
+        assert report is not None, f"the daemon does not answer; its log ends:\n{self.log()}"
+        return report
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM. Returns the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            return self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"metald ignores SIGTERM; log:\n{self.log()}") from None
+
+    def rss_bytes(self) -> int:
+        """Memory that the daemon has touched."""
+        return psutil.Process(self.pid).memory_info().rss
+
+    def log(self) -> str:
+        """The end of its log."""
+        return log_tail(self.log_path)
+
+
+def kill_whoever_serves(folder: Path) -> int:
+    """`kill -9` of the daemon that answers in `folder`, whoever started it. Returns its pid."""
+    pid: int = wait_for_status(folder)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+@contextlib.contextmanager
+def stopped_at_the_end(folder: Path) -> Iterator[None]:
+    """Ends the daemon that a shim has started in `folder`."""
+    try:
+        yield
+    finally:
+        if (report := status(folder)) is not None:
+            process = psutil.Process(report["pid"])
+            process.terminate()
+            process.wait(STOP_TIMEOUT_S)

@@ -1,0 +1,81 @@
+"""The daemon's tokens against transformers in float32."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework import models, prompts
+from framework.baseline import Baseline
+from framework.daemon import Daemon
+from framework.frontend import ready_frontend
+from framework.greedy import generate
+from framework.reference import ReferenceModel, assert_same_or_tied
+
+NUM_TOKENS = 48
+# Rounding to bfloat16 moves logits of this size by some hundredths.
+BFLOAT16_TIE = 0.05
+# Sums of some hundred products in another order.
+FLOAT32_TIE = 1e-4
+# Around the ends of blocks and chunks.
+PROMPT_LENGTHS = (1, 15, 16, 17, 33, 100)
+
+
+@pytest.fixture(scope="module")
+def varied(tokenizer: Any) -> list[list[int]]:
+    return [tokenizer(text)["input_ids"] for text in prompts.VARIED]
+
+
+def test_smollm2_in_float32(
+    daemon: Daemon, smollm2: Path, reference: ReferenceModel, varied: list[list[int]]
+) -> None:
+    expected = [reference.greedy(prompt, NUM_TOKENS).token_ids for prompt in varied]
+    with ready_frontend(daemon.endpoint, smollm2, dtype="float32") as frontend:
+        assert generate(frontend, varied, NUM_TOKENS, pipelined=True) == expected
+
+
+def test_smollm2_in_bfloat16(
+    baseline: Baseline, reference: ReferenceModel, varied: list[list[int]]
+) -> None:
+    actual = baseline.greedy(varied, NUM_TOKENS)
+    for tokens, prompt in zip(actual, varied, strict=True):
+        assert_same_or_tied(tokens, reference.greedy(prompt, NUM_TOKENS), BFLOAT16_TIE)
+
+
+@pytest.mark.parametrize("name", models.TINY_LLAMAS)
+def test_shapes_of_llama(daemon: Daemon, tiny: Callable[[str], Path], name: str) -> None:
+    _check_float32(daemon, tiny(name), tiny(name))
+
+
+def test_weights_in_several_files(daemon: Daemon, tmp_path: Path) -> None:
+    folder = models.tiny_llama("gqa", tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    _check_float32(daemon, folder, folder)
+
+
+def test_config_as_older_checkpoints_write_it(
+    daemon: Daemon, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = models.with_legacy_rope(tiny("llama3-rope"), tmp_path / "legacy")
+    _check_float32(daemon, folder, tiny("llama3-rope"))
+
+
+def test_chunks_and_companions_change_no_token(
+    daemon: Daemon, smollm2: Path, baseline: Baseline, varied: list[list[int]]
+) -> None:
+    expected = baseline.greedy(varied, NUM_TOKENS)
+    with ready_frontend(daemon.endpoint, smollm2, dtype="bfloat16") as frontend:
+        for chunk in (1, 7, 16):
+            tokens = generate(frontend, varied, NUM_TOKENS // 4, chunk=chunk, pipelined=True)
+            assert tokens == [row[: NUM_TOKENS // 4] for row in expected], f"chunks of {chunk}"
+
+
+def _check_float32(daemon: Daemon, folder: Path, reference_folder: Path) -> None:
+    # A fixed walk through the vocabulary.
+    asked = [[(7 * length + 31 * i) % 300 for i in range(length)] for length in PROMPT_LENGTHS]
+    reference = ReferenceModel(reference_folder)
+    with ready_frontend(daemon.endpoint, folder) as frontend:
+        answers = generate(frontend, asked, NUM_TOKENS, chunk=32)
+    for answer, prompt in zip(answers, asked, strict=True):
+        assert_same_or_tied(answer, reference.greedy(prompt, NUM_TOKENS), FLOAT32_TIE)
