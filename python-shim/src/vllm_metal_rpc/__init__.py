@@ -8,7 +8,8 @@ vLLM finds this package through two entry points (pyproject.toml), which are the
 - `executor`: vLLM's `Executor` methods, each turned into a message or answered here
 - `scheduler`: vLLM's schedulers, able to recompute after the daemon lost the KV cache
 - `convert`: vLLM's dataclasses to wire messages and back; pure
-- `session`: set-up, steps, heartbeats, and recovery when the daemon is lost
+- `session`: set-up, steps, and recovery when the daemon is lost
+- `link`: one open session on one connection; numbering and heartbeats
 - `client`: the connection below it; the only file that names `zmq`
 - `autostart`: starts `metald` when nothing listens
 - `messages`: the wire structs, one to one with the `protocol` crate

@@ -148,10 +148,11 @@ class Connection:
                 return self._receive_now()
 
     def close(self) -> None:
-        """Drops the connection and whatever was not sent yet."""
+        """Drops the connection and whatever was not sent yet. Repeated calls do nothing."""
         with self._lock:
-            self._socket.disable_monitor()
-            self._context.destroy(linger=0)
+            if not self._context.closed:
+                self._socket.disable_monitor()
+                self._context.destroy(linger=0)
 
     def _connect(self, timeout_s: float) -> None:
         self._socket.connect(self._endpoint)

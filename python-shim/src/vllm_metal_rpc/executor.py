@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 import vllm
@@ -77,7 +77,7 @@ class MetalRpcExecutor(Executor):
                 welcome.device,
                 endpoint,
             )
-            self._model = cast(messages.ModelLoaded, self._session.set_up(self._load_model()))
+            self._model = self._session.set_up(self._load_model(), messages.ModelLoaded)
         except BaseException:
             self._session.close()
             raise
@@ -143,9 +143,8 @@ class MetalRpcExecutor(Executor):
         fraction = envs.memory_fraction()
         if fraction is None:
             fraction = self.cache_config.gpu_memory_utilization
-        reply = cast(
-            messages.MemoryReserved,
-            self._session.set_up(messages.ReserveMemory(memory_fraction=float(fraction))),
+        reply = self._session.set_up(
+            messages.ReserveMemory(memory_fraction=float(fraction)), messages.MemoryReserved
         )
         wanted = self.cache_config.kv_cache_memory_bytes
         if wanted is None:
@@ -162,11 +161,9 @@ class MetalRpcExecutor(Executor):
         (config,) = kv_cache_configs
         layers = {spec.layer_name: i for i, spec in enumerate(self._model.kv_cache_specs)}
         groups = [[layers[name] for name in g.layer_names] for g in config.kv_cache_groups]
-        reply = cast(
+        reply = self._session.set_up(
+            messages.CreateCache(config.num_blocks, self.cache_config.block_size, groups),
             messages.CacheCreated,
-            self._session.set_up(
-                messages.CreateCache(config.num_blocks, self.cache_config.block_size, groups)
-            ),
         )
         logger.info(
             "KV cache: %d blocks of %d tokens, %.2f GiB at most",

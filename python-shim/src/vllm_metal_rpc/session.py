@@ -1,4 +1,4 @@
-"""The session with the daemon: set-up, steps, heartbeats, and recovery when the daemon is lost.
+"""The session with the daemon, across the daemon's restarts.
 
 One I/O thread opens the session and receives; the engine's main thread calls the public methods.
 
@@ -10,7 +10,7 @@ with `Lost`, and the session enters its next *generation*. Steps that were sched
 older generation rely on a KV cache that is gone: they are never sent, and answered with `Lost`.
 
 # Invariants
-- `_lock` guards everything that both threads touch, and the order of messages on the wire.
+- `_lock` guards everything that both threads touch, and the order of steps on the wire.
 - A future is never resolved while `_lock` is held.
 - Each step's future is resolved exactly once.
 """
@@ -22,18 +22,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
-
-import msgspec
+from typing import Any, Final, TypeVar, cast
 
 from vllm_metal_rpc import messages
 from vllm_metal_rpc.autostart import Autostart
-from vllm_metal_rpc.client import Connection, Waker
+from vllm_metal_rpc.client import Waker
 from vllm_metal_rpc.errors import (
     ConnectionLost,
     DaemonError,
     DaemonUnavailable,
-    ErrorCode,
     MetalRpcError,
     OutOfMemory,
     ProtocolViolation,
@@ -41,17 +38,16 @@ from vllm_metal_rpc.errors import (
     TooManySessions,
     daemon_error,
 )
+from vllm_metal_rpc.link import Closing, Link
 from vllm_metal_rpc.messages import Message, StepResult
-from vllm_metal_rpc.progress import LoadLog
 
 logger = logging.getLogger("vllm.metal_rpc")
 
-_CONNECT_TIMEOUT_S: Final = 5.0
-_HELLO_TIMEOUT_S: Final = 10.0
 _FIRST_DELAY_S: Final = 0.05
 _LONGEST_DELAY_S: Final = 1.0
-_FAREWELL_TIMEOUT_S: Final = 1.0
-_LEFT_BEHIND: Final = (ErrorCode.UNKNOWN_SESSION, ErrorCode.SHUTTING_DOWN)
+_CLOSE_TIMEOUT_S: Final = 5.0
+
+_M = TypeVar("_M", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -83,11 +79,12 @@ class Options:
     autostart: Autostart | None
 
 
-@dataclass
+@dataclass(eq=False)
 class _SetUp:
     """A set-up message, kept to be repeated to the next daemon."""
 
     request: Message
+    expected: type[Message]
     future: Future[Message] = field(default_factory=Future)
     reply: Message | None = None
 
@@ -118,35 +115,24 @@ class Step:
             self.future.set_result(result)
 
 
-class _Closing(Exception):
-    """The session is to be closed."""
-
-
 class Session:
     """A session that outlives the daemon's processes."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._waker = Waker()
-        self._thread = threading.Thread(target=self._run, name="metal-rpc-io", daemon=True)
+        self._closing = threading.Event()
         self._opened: Future[messages.Welcome] = Future()
+        self._thread = threading.Thread(target=self._run, name="metal-rpc-io", daemon=True)
         self._lock = threading.Lock()
-        # Guarded by the lock.
-        self._connection: Connection | None = None
-        self._ready = False
-        self._token = messages.NO_SESSION
-        self._seq = 0
+        # Guarded by the lock. There is a link only while the session can take steps.
+        self._link: Link | None = None
         self._generation = 0
         self._has_stepped = False
         self._steps: list[Step] = []
         self._set_ups: list[_SetUp] = []
         self._failure: BaseException | None = None
         self._on_failure: Callable[[], None] | None = None
-        self._closing = False
-        # Of the I/O thread alone.
-        self._welcome: messages.Welcome | None = None
-        self._last_sent_at = 0.0
-        self._unanswered_since: float | None = None
 
     # ---- The main thread ----
 
@@ -160,19 +146,19 @@ class Session:
         self._thread.start()
         return self._opened.result()
 
-    def set_up(self, request: Message) -> Message:
+    def set_up(self, request: Message, expected: type[_M]) -> _M:
         """Sends a message that the next daemon has to see as well, and waits for its answer.
 
         Raises:
             DaemonError: The daemon refused it.
         """
-        entry = _SetUp(request)
+        entry = _SetUp(request, expected)
         with self._lock:
             if self._failure is not None:
                 raise self._failure
             self._set_ups.append(entry)
         self._waker.wake()
-        return entry.future.result()
+        return cast(_M, entry.future.result())
 
     def submit(
         self, request: messages.Exec, generation: int, finish: Callable[[StepReply], Any]
@@ -188,8 +174,8 @@ class Session:
         with self._lock:
             failure, current = self._failure, self._generation
             if failure is None and generation == current:
-                if self._ready:
-                    step.seq = self._send(request)
+                if self._link is not None:
+                    step.seq = self._link.send(request)
                 self._has_stepped = True
                 self._steps.append(step)
                 return step
@@ -202,8 +188,8 @@ class Session:
     def sample(self, step: Step, grammar: messages.GrammarBitmask | None) -> None:
         """Sends the grammar of a step that has said `sample_follows`, unless the step was lost."""
         with self._lock:
-            if self._ready and step.seq and step in self._steps:
-                step.sample_seq = self._send(messages.Sample(step.seq, grammar))
+            if self._link is not None and step.seq and step in self._steps:
+                step.sample_seq = self._link.send(messages.Sample(step.seq, grammar))
 
     def on_failure(self, callback: Callable[[], None]) -> None:
         """Sets what is called, once and from any thread, when the session is beyond recovery."""
@@ -215,46 +201,35 @@ class Session:
 
     def close(self) -> None:
         """Says Goodbye if there is somebody to hear it, and ends the I/O thread."""
-        with self._lock:
-            self._closing = True
+        self._closing.set()
         self._waker.wake()
         if self._thread.is_alive():
-            self._thread.join(_FAREWELL_TIMEOUT_S + _CONNECT_TIMEOUT_S)
-
-    # ---- Sending, with the lock held ----
-
-    def _send(self, request: Message) -> int:
-        self._seq += 1
-        frame = messages.encode_request(request, self._token, self._seq)
-        try:
-            cast(Connection, self._connection).send(frame)
-        except ConnectionLost:
-            # The I/O thread is about to notice, and answers what waits.
-            self._waker.wake()
-        self._last_sent_at = time.monotonic()
-        return self._seq
+            self._thread.join(_CLOSE_TIMEOUT_S)
 
     # ---- The I/O thread ----
 
     def _run(self) -> None:
+        link: Link | None = None
         try:
             while True:
-                self._connect_until_ready()
+                link = self._open_until_deadline()
                 try:
-                    self._serve()
+                    self._serve(link)
                 except ConnectionLost as reason:
                     logger.warning("Lost the daemon (%s); looking for it", reason)
-                    self._disconnect()
-        except _Closing:
-            self._say_goodbye()
+                    self._drop(link)
+        except Closing:
+            if link is not None and self._link is link:
+                link.say_goodbye()
             self._fail(DaemonUnavailable("the session was closed"), notify=False)
         except BaseException as error:
             self._fail(error, notify=True)
         finally:
-            self._disconnect()
+            if link is not None:
+                self._drop(link)
 
-    def _connect_until_ready(self) -> None:
-        """Opens a session and repeats the set-up, again and again until the time is over."""
+    def _open_until_deadline(self) -> Link:
+        """Opens the session and repeats the set-up, again and again until the time is over."""
         options = self._options
         deadline = time.monotonic() + options.recovery_timeout_s
         delay_s = _FIRST_DELAY_S
@@ -262,8 +237,7 @@ class Session:
             options.autostart.lost()
         while True:
             try:
-                self._open_session()
-                return
+                return self._open()
             except ConnectionLost as error:
                 reason: MetalRpcError = error
             except (OutOfMemory, TooManySessions) as error:
@@ -271,62 +245,51 @@ class Session:
                 if not self._opened.done():
                     raise
                 reason = error
-            self._disconnect()
             if time.monotonic() >= deadline:
                 raise self._unavailable(reason)
-            self._pause(delay_s)
+            self._waker.wait(delay_s)
+            if self._closing.is_set():
+                raise Closing
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
-    def _open_session(self) -> None:
+    def _open(self) -> Link:
         options = self._options
         try:
-            connection = Connection.open(options.endpoint, self._waker, _CONNECT_TIMEOUT_S)
+            link = Link.connect(options.endpoint, self._waker, self._closing)
         except ConnectionLost:
             if options.autostart is not None:
                 options.autostart.ensure()
             raise
+        try:
+            welcome = link.say_hello(
+                messages.Hello(
+                    messages.PROTOCOL_VERSION,
+                    messages.PROTOCOL_VERSION,
+                    options.vllm_version,
+                    options.frontend,
+                    os.getpid(),
+                )
+            )
+            for entry in self._answered_set_ups():
+                _repeat(link, entry)
+        except BaseException:
+            link.close()
+            raise
         if options.autostart is not None:
             options.autostart.connected()
-        with self._lock:
-            self._connection = connection
-            self._token = messages.NO_SESSION
-            self._seq = 0
-        hello = messages.Hello(
-            messages.PROTOCOL_VERSION,
-            messages.PROTOCOL_VERSION,
-            options.vllm_version,
-            options.frontend,
-            os.getpid(),
-        )
-        welcome = cast(messages.Welcome, self._exchange(hello, messages.Welcome))
-        self._welcome = welcome
-        with self._lock:
-            self._token = welcome.session
-        for entry in self._known_set_ups():
-            self._repeat(entry)
-        self._begin_generation(welcome)
+        self._begin_generation(link, welcome)
+        return link
 
-    def _known_set_ups(self) -> list[_SetUp]:
-        """The set-up messages that a daemon has answered before."""
+    def _answered_set_ups(self) -> list[_SetUp]:
         with self._lock:
             return [entry for entry in self._set_ups if entry.reply is not None]
 
-    def _repeat(self, entry: _SetUp) -> None:
-        reply = self._exchange(entry.request, type(cast(Message, entry.reply)))
-        if isinstance(reply, messages.ModelLoaded):
-            before = cast(messages.ModelLoaded, entry.reply)
-            if reply.kv_cache_specs != before.kv_cache_specs:
-                raise ProtocolViolation(
-                    "the daemon came back with another KV-cache format for the same model; "
-                    "restart this frontend"
-                )
-
-    def _begin_generation(self, welcome: messages.Welcome) -> None:
+    def _begin_generation(self, link: Link, welcome: messages.Welcome) -> None:
         with self._lock:
             if self._has_stepped:
                 self._generation += 1
             lost, self._steps = self._steps, []
-            self._ready = True
+            self._link = link
             generation = self._generation
         if self._opened.done():
             logger.info("The daemon is back (pid %d); %d steps lost", welcome.pid, len(lost))
@@ -335,21 +298,21 @@ class Session:
         for step in lost:
             step.resolve(Lost(generation))
 
-    def _serve(self) -> None:
+    def _serve(self, link: Link) -> None:
         """Receives until the connection is lost or the session is to be closed."""
         while True:
-            self._run_set_ups()
-            received = self._next_reply()
+            self._run_set_ups(link)
+            received = link.receive()
             if received is not None:
                 self._deliver(*received)
 
-    def _run_set_ups(self) -> None:
+    def _run_set_ups(self, link: Link) -> None:
         """Sends the set-up messages that no daemon has answered yet."""
         with self._lock:
             pending = [entry for entry in self._set_ups if entry.reply is None]
         for entry in pending:
             try:
-                entry.reply = self._exchange(entry.request, None)
+                entry.reply = link.exchange(entry.request, entry.expected)
             except DaemonError as error:
                 with self._lock:
                     self._set_ups.remove(entry)
@@ -357,93 +320,15 @@ class Session:
             else:
                 entry.future.set_result(entry.reply)
 
-    def _exchange(self, request: Message, expected: type[Message] | None) -> Message:
-        """Sends a message of the set-up and waits for its answer, however long a load takes.
-
-        Raises:
-            DaemonError: The daemon refused it.
-            ConnectionLost: The daemon went away or fell silent.
-        """
-        with self._lock:
-            seq = self._send(request)
-        self._unanswered_since = time.monotonic()
-        progress = LoadLog(request)
-        while True:
-            received = self._next_reply()
-            if received is None or received[1] != seq:
-                continue
-            reply = received[0]
-            if isinstance(reply, messages.LoadProgress):
-                progress.show(reply)
-                continue
-            if isinstance(reply, messages.ErrorReply):
-                raise daemon_error(reply.code, reply.scope, reply.message)
-            if expected is not None and not isinstance(reply, expected):
-                raise ProtocolViolation(
-                    f"{type(request).__name__} was answered by {type(reply).__name__}"
-                )
-            return reply
-
-    def _next_reply(self) -> tuple[Message, int] | None:
-        """Receives one message; keeps the lease while there is none.
-
-        Returns:
-            The message and its number, or None when there is something else to look at.
-        """
-        if self._closing:
-            raise _Closing
-        connection = cast(Connection, self._connection)
-        frame = connection.receive(self._keep_lease())
-        if frame is None:
-            self._check_silence()
-            return None
-        self._unanswered_since = None
-        try:
-            reply, seq = messages.decode_reply(frame)
-        except msgspec.DecodeError as error:
-            raise ProtocolViolation(f"the daemon sent what is not a reply: {error}") from error
-        if isinstance(reply, messages.Pong):
-            return None
-        if isinstance(reply, messages.ErrorReply) and (
-            reply.code in _LEFT_BEHIND or reply.scope == Scope.DAEMON
-        ):
-            raise ConnectionLost(reply.message)
-        return reply, seq
-
-    def _keep_lease(self) -> float:
-        """Sends a Ping if it is time for one; returns the seconds until the next."""
-        heartbeat_s = self._welcome.heartbeat_ms / 1000 if self._welcome else _HELLO_TIMEOUT_S
-        now = time.monotonic()
-        due_s = self._last_sent_at + heartbeat_s - now
-        if due_s > 0:
-            return due_s
-        if self._token:
-            if self._unanswered_since is None:
-                self._unanswered_since = now
-            with self._lock:
-                self._send(messages.Ping())
-        return heartbeat_s
-
-    def _check_silence(self) -> None:
-        """Looks whether the daemon has left us without an answer for longer than a lease.
-
-        Called when there is nothing to receive: answers that wait for a slow thread of ours do
-        not count as silence.
-        """
-        lease_s = self._welcome.lease_ms / 1000 if self._welcome else _HELLO_TIMEOUT_S
-        since = self._unanswered_since
-        if since is not None and time.monotonic() - since > lease_s:
-            raise ConnectionLost(f"the daemon was silent for {lease_s:g} s")
-
     def _deliver(self, reply: Message, seq: int) -> None:
         """Resolves the step that a reply answers."""
         if isinstance(reply, messages.ErrorReply):
             self._deliver_error(reply, seq)
             return
-        step = self._take(lambda step: step.seq == seq)
-        if not step or not isinstance(reply, StepResult):
+        steps = self._take(lambda step: step.seq == seq)
+        if not steps or not isinstance(reply, StepResult):
             raise ProtocolViolation(f"unexpected {type(reply).__name__} for message {seq}")
-        step[0].resolve(reply)
+        steps[0].resolve(reply)
 
     def _deliver_error(self, reply: messages.ErrorReply, seq: int) -> None:
         error = daemon_error(reply.code, reply.scope, reply.message)
@@ -463,12 +348,7 @@ class Session:
             self._steps = [step for step in self._steps if step not in taken]
         return taken
 
-    def _pause(self, seconds: float) -> None:
-        if self._closing:
-            raise _Closing
-        self._waker.wait(seconds)
-        if self._closing:
-            raise _Closing
+    # ---- Ends ----
 
     def _unavailable(self, reason: MetalRpcError) -> DaemonUnavailable:
         options = self._options
@@ -482,38 +362,15 @@ class Session:
             f"(METAL_RPC_RECOVERY_TIMEOUT_S): {reason}; {hint}"
         )
 
-    # ---- Ends ----
-
-    def _disconnect(self) -> None:
+    def _drop(self, link: Link) -> None:
         with self._lock:
-            connection, self._connection = self._connection, None
-            self._ready = False
-        self._welcome = None
-        self._unanswered_since = None
-        if connection is not None:
-            connection.close()
-
-    def _say_goodbye(self) -> None:
-        if not self._ready or self._connection is None:
-            return
-        with self._lock:
-            self._send(messages.Goodbye())
-        deadline = time.monotonic() + _FAREWELL_TIMEOUT_S
-        try:
-            while (remaining_s := deadline - time.monotonic()) > 0:
-                frame = self._connection.receive(remaining_s)
-                if frame is not None and isinstance(
-                    messages.decode_reply(frame)[0], messages.Farewell
-                ):
-                    return
-        except MetalRpcError:
-            return
+            self._link = None
+        link.close()
 
     def _fail(self, error: BaseException, *, notify: bool) -> None:
         """Gives up: everything that waits, and everything to come, gets the error."""
         with self._lock:
             self._failure = error
-            self._ready = False
             futures: list[Future[Any]] = [step.future for step in self._steps]
             futures += [entry.future for entry in self._set_ups]
             self._steps = []
@@ -525,3 +382,19 @@ class Session:
             logger.error("The session with the daemon has failed: %s", error)
             if callback is not None:
                 callback()
+
+
+def _repeat(link: Link, entry: _SetUp) -> None:
+    """Says to a new daemon what the last one has agreed to.
+
+    Raises:
+        ProtocolViolation: The model's cache has another format now, and vLLM cannot follow.
+    """
+    reply = link.exchange(entry.request, entry.expected)
+    if isinstance(reply, messages.ModelLoaded):
+        before = cast(messages.ModelLoaded, entry.reply)
+        if reply.kv_cache_specs != before.kv_cache_specs:
+            raise ProtocolViolation(
+                "the daemon came back with another KV-cache format for the same model; restart "
+                "this frontend"
+            )

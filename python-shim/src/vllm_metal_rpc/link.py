@@ -1,0 +1,196 @@
+"""One open session on one connection: numbering, set-up exchanges, heartbeats.
+
+A link ends with its connection; what outlives it is in `session.py`. Messages are numbered from 1
+in the order in which they leave, whichever thread sends them.
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
+
+import msgspec
+
+from vllm_metal_rpc import messages
+from vllm_metal_rpc.client import Connection, Waker
+from vllm_metal_rpc.errors import (
+    ConnectionLost,
+    ErrorCode,
+    MetalRpcError,
+    ProtocolViolation,
+    Scope,
+    daemon_error,
+)
+from vllm_metal_rpc.messages import Message
+from vllm_metal_rpc.progress import LoadLog
+
+_CONNECT_TIMEOUT_S: Final = 5.0
+_HELLO_TIMEOUT_S: Final = 10.0
+_FAREWELL_TIMEOUT_S: Final = 1.0
+_LEFT_BEHIND: Final = (ErrorCode.UNKNOWN_SESSION, ErrorCode.SHUTTING_DOWN)
+
+_M = TypeVar("_M", bound=Message)
+
+
+class Closing(Exception):
+    """The session is to be closed, whatever it is doing."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """How often to say something, and how long a silence may last, in seconds."""
+
+    heartbeat_s: float = _HELLO_TIMEOUT_S
+    silence_s: float = _HELLO_TIMEOUT_S
+
+
+class Link:
+    """A session as one daemon process knows it.
+
+    `send` may be called by any thread, everything else by the I/O thread alone.
+    """
+
+    def __init__(self, connection: Connection, waker: Waker, closing: threading.Event) -> None:
+        self._connection = connection
+        self._waker = waker
+        self._closing = closing
+        self._lock = threading.Lock()
+        self._token = messages.NO_SESSION
+        self._seq = 0
+        self._lease = Lease()
+        self._last_sent_at = 0.0
+        self._unanswered_since: float | None = None
+        self.welcome: messages.Welcome | None = None
+
+    @classmethod
+    def connect(cls, endpoint: str, waker: Waker, closing: threading.Event) -> Self:
+        """Connects, without a word yet.
+
+        Raises:
+            ConnectionLost: Nothing listens there.
+        """
+        return cls(Connection.open(endpoint, waker, _CONNECT_TIMEOUT_S), waker, closing)
+
+    def say_hello(self, hello: messages.Hello) -> messages.Welcome:
+        """Opens the session.
+
+        Raises:
+            DaemonError: The daemon does not want us.
+            ConnectionLost: It went away or fell silent.
+        """
+        welcome = self.exchange(hello, messages.Welcome)
+        with self._lock:
+            self._token = welcome.session
+            self._lease = Lease(welcome.heartbeat_ms / 1000, welcome.lease_ms / 1000)
+        self.welcome = welcome
+        return welcome
+
+    def send(self, request: Message) -> int:
+        """Sends a message and returns its number. Any thread.
+
+        A connection that is gone is not an error here: the I/O thread is told, and answers what
+        waits.
+        """
+        with self._lock:
+            self._seq += 1
+            frame = messages.encode_request(request, self._token, self._seq)
+            try:
+                self._connection.send(frame)
+            except ConnectionLost:
+                self._waker.wake()
+            self._last_sent_at = time.monotonic()
+            return self._seq
+
+    def exchange(self, request: Message, expected: type[_M]) -> _M:
+        """Sends a message of the set-up and waits for its answer, however long a load takes.
+
+        Raises:
+            DaemonError: The daemon refused it.
+            ConnectionLost: The daemon went away or fell silent.
+        """
+        self._unanswered_since = time.monotonic()
+        seq = self.send(request)
+        progress = LoadLog(request)
+        while True:
+            received = self.receive()
+            if received is None or received[1] != seq:
+                continue
+            reply = received[0]
+            if isinstance(reply, messages.LoadProgress):
+                progress.show(reply)
+            elif isinstance(reply, messages.ErrorReply):
+                raise daemon_error(reply.code, reply.scope, reply.message)
+            elif isinstance(reply, expected):
+                return reply
+            else:
+                raise ProtocolViolation(
+                    f"{type(request).__name__} was answered by {type(reply).__name__}"
+                )
+
+    def receive(self) -> tuple[Message, int] | None:
+        """Receives one message; keeps the lease while there is none.
+
+        Returns:
+            The message and the number of what it answers, or None when there may be something
+            else to do.
+
+        Raises:
+            ConnectionLost: The daemon went away, is about to, forgot us, or fell silent.
+        """
+        if self._closing.is_set():
+            raise Closing
+        frame = self._connection.receive(self._keep_lease())
+        if frame is None:
+            self._check_silence()
+            return None
+        self._unanswered_since = None
+        try:
+            reply, seq = messages.decode_reply(frame)
+        except msgspec.DecodeError as error:
+            raise ProtocolViolation(f"the daemon sent what is not a reply: {error}") from error
+        if isinstance(reply, messages.Pong):
+            return None
+        if isinstance(reply, messages.ErrorReply) and (
+            reply.code in _LEFT_BEHIND or reply.scope == Scope.DAEMON
+        ):
+            raise ConnectionLost(reply.message)
+        return reply, seq
+
+    def say_goodbye(self) -> None:
+        """Closes the session; waits a moment, so that the message is not lost with the socket."""
+        seq = self.send(messages.Goodbye())
+        deadline = time.monotonic() + _FAREWELL_TIMEOUT_S
+        try:
+            while (remaining_s := deadline - time.monotonic()) > 0:
+                frame = self._connection.receive(remaining_s)
+                if frame is not None and messages.decode_reply(frame)[1] == seq:
+                    return
+        except (MetalRpcError, msgspec.DecodeError):
+            return
+
+    def close(self) -> None:
+        """Drops the connection."""
+        with self._lock:
+            self._connection.close()
+
+    def _keep_lease(self) -> float:
+        """Sends a Ping if it is time for one; returns the seconds until the next."""
+        now = time.monotonic()
+        due_s = self._last_sent_at + self._lease.heartbeat_s - now
+        if due_s > 0:
+            return due_s
+        if self._token:
+            if self._unanswered_since is None:
+                self._unanswered_since = now
+            self.send(messages.Ping())
+        return self._lease.heartbeat_s
+
+    def _check_silence(self) -> None:
+        """Looks whether the daemon has left us without an answer for longer than a lease.
+
+        Called when there is nothing to receive: answers that wait for a slow thread of ours do
+        not count as silence.
+        """
+        since = self._unanswered_since
+        if since is not None and time.monotonic() - since > self._lease.silence_s:
+            raise ConnectionLost(f"the daemon was silent for {self._lease.silence_s:g} s")
