@@ -1,1 +1,62 @@
-//! x
+//! The device code of metald: kernels that join MLX's graph.
+//!
+//! # Layout
+//! Each folder beside `src/` is one kernel: `contract.md`, `mod.rs` (the safe function, its checks),
+//! `native.rs` (the fast CPU version), and for the tests `reference.rs` (plain loops) and `cases.rs`.
+//!
+//! | module | what |
+//! |---|---|
+//! | `ffi` | the C face of `primitive/`; the only place that names `mlx_sys` |
+//! | `node` | a kernel as a node of MLX's graph |
+//! | `pool` | the threads that kernels share |
+//! | `simd`, `dot`, `element` | eight lanes; dot products of rows; f32, bf16, f16 |
+//! | `check`, `error` | what every function checks, and says when it fails |
+//! | `memory` | reserved pools, and reading results from other threads |
+//!
+//! # Invariants
+//! - Results do not depend on the batch: every output row is the same bits whatever rows are
+//!   computed with it, and however many threads compute it.
+//! - Nodes go on the calling thread's default stream, as those of `mlx_rs` do.
+//! - An array that a kernel writes in place keeps its buffer for ever; who owns it holds the only
+//!   handle, and replaces it by the kernel's result.
+
+mod check;
+mod dot;
+mod element;
+mod error;
+mod ffi;
+mod memory;
+mod node;
+mod pool;
+mod simd;
+
+#[path = "../argmax/mod.rs"]
+mod argmax;
+#[path = "../linear/mod.rs"]
+mod linear;
+#[path = "../paged_attention/mod.rs"]
+mod paged_attention;
+#[path = "../reshape_and_cache/mod.rs"]
+mod reshape_and_cache;
+#[path = "../rms_norm/mod.rs"]
+mod rms_norm;
+#[path = "../rope/mod.rs"]
+mod rope;
+#[path = "../silu_mul/mod.rs"]
+mod silu_mul;
+#[path = "../slots/mod.rs"]
+mod slots;
+
+pub use argmax::argmax;
+pub use error::{KernelError, Result};
+pub use linear::linear;
+pub use memory::{data_ptr, is_available, reader, reserve, to_vec_f32, to_vec_i32, wait};
+pub use paged_attention::{AttentionMetadata, AttentionParams, paged_attention};
+pub use reshape_and_cache::reshape_and_cache;
+pub use rms_norm::rms_norm;
+pub use rope::{RopePairing, rope};
+pub use silu_mul::silu_mul;
+pub use slots::{gather_slots, write_slots};
+
+/// The slot of a token that is not written anywhere, as in vLLM.
+pub const PAD_SLOT: i32 = -1;

@@ -1,0 +1,63 @@
+// The C face of the primitives: what src/ffi.rs declares again in Rust. Keep the two in step.
+#pragma once
+
+#include <cstddef>
+
+#include "mlx/c/array.h"
+#include "mlx/c/stream.h"
+
+extern "C" {
+
+// Memory of one evaluated, row-contiguous array. Valid while a kernel runs, no longer.
+struct metal_rpc_view {
+  void* data;
+  size_t size_bytes;
+};
+
+// A kernel for the host. False means that it failed: `error` then holds the reason, zero-terminated.
+using metal_rpc_run = bool (*)(
+    const void* params,
+    const metal_rpc_view* inputs,
+    size_t num_inputs,
+    metal_rpc_view* outputs,
+    size_t num_outputs,
+    char* error,
+    size_t error_size_bytes);
+
+// What to run, and with which constants. `params` is copied; `name` must live for ever.
+struct metal_rpc_kernel {
+  const char* name;
+  metal_rpc_run run;
+  const void* params;
+  size_t params_size_bytes;
+};
+
+// One output: the buffer of input `alias_of`, or a fresh one if `alias_of` is negative.
+struct metal_rpc_output {
+  int alias_of;
+  const int* shape;
+  size_t ndim;
+  mlx_dtype dtype;
+};
+
+// All functions return null, or the reason of the failure: owned by the calling thread and valid
+// until its next call.
+const char* metal_rpc_add_node(
+    const metal_rpc_kernel* kernel,
+    const mlx_array* inputs,
+    size_t num_inputs,
+    const metal_rpc_output* outputs,
+    mlx_array* results,
+    size_t num_outputs,
+    mlx_stream stream);
+const char* metal_rpc_reserve(
+    mlx_array* result,
+    const int* shape,
+    size_t ndim,
+    mlx_dtype dtype);
+const char* metal_rpc_reader(mlx_array* result, mlx_array array);
+const char* metal_rpc_is_available(bool* result, mlx_array array);
+const char* metal_rpc_wait(mlx_array array);
+const char* metal_rpc_data(metal_rpc_view* result, mlx_array array);
+
+} // extern "C"

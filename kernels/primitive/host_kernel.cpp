@@ -1,0 +1,154 @@
+// A node of MLX's graph that runs one of our host kernels.
+//
+// Every kernel of this crate is the same node with another function pointer, so this file is all
+// that has to follow MLX's changes. The node allocates (or aliases) its outputs when MLX schedules
+// it and leaves the work to the stream's thread, in order with MLX's own operations.
+//
+// In place: an aliased output takes the input's buffer whoever else still holds the input. MLX's
+// own rule (donation) would copy the whole buffer when a step is built while the last one runs,
+// because the evaluator itself keeps inputs alive until their task is done. The price is that the
+// old array shows the new contents; the owner must keep one handle and replace it by the output.
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "abi.h"
+#include "guard.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/c/private/array.h"
+#include "mlx/c/private/enums.h"
+#include "mlx/c/private/stream.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+
+namespace mx = mlx::core;
+
+namespace {
+
+// What the task on the stream's thread needs. It outlives the node, which MLX frees on scheduling.
+struct Call {
+  const char* name;
+  metal_rpc_run run;
+  std::unique_ptr<std::byte[]> params;
+
+  void operator()(
+      const std::vector<metal_rpc_view>& inputs,
+      std::vector<metal_rpc_view>& outputs) const {
+    char error[512] = "";
+    if (!run(
+            params.get(),
+            inputs.data(),
+            inputs.size(),
+            outputs.data(),
+            outputs.size(),
+            error,
+            sizeof(error))) {
+      // MLX's scheduler catches this and reports it to whoever waits for the result.
+      throw std::runtime_error(std::string(name) + ": " + error);
+    }
+  }
+};
+
+metal_rpc_view view(const mx::array& array) {
+  return {const_cast<char*>(array.data<char>()), array.nbytes()};
+}
+
+class HostKernel : public mx::Primitive {
+ public:
+  HostKernel(mx::Stream stream, std::shared_ptr<const Call> call, std::vector<int> alias_of)
+      : Primitive(stream), call_(std::move(call)), alias_of_(std::move(alias_of)) {}
+
+  const char* name() const override {
+    return call_->name;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    std::vector<metal_rpc_view> in, out;
+    in.reserve(inputs.size());
+    out.reserve(outputs.size());
+    for (auto& input : inputs) {
+      encoder.set_input_array(input);
+      in.push_back(view(input));
+    }
+    for (size_t i = 0; i < outputs.size(); i++) {
+      if (alias_of_[i] >= 0) {
+        outputs[i].copy_shared_buffer(inputs[alias_of_[i]]);
+      } else {
+        outputs[i].set_data(mx::allocator::malloc(outputs[i].nbytes()));
+      }
+      encoder.set_output_array(outputs[i]);
+      out.push_back(view(outputs[i]));
+    }
+    encoder.dispatch([call = call_, in = std::move(in), out = std::move(out)]() mutable {
+      (*call)(in, out);
+    });
+  }
+
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error(
+        std::string("kernel ") + call_->name + " has no GPU version in this build");
+  }
+
+ private:
+  std::shared_ptr<const Call> call_;
+  std::vector<int> alias_of_;
+};
+
+// `array` itself where its memory is known to be in row order, else a node that makes it so.
+mx::array in_row_order(const mx::array& array, mx::Stream stream) {
+  if (array.status() != mx::array::Status::unscheduled) {
+    if (array.flags().row_contiguous) {
+      return array;
+    }
+  } else if (array.has_primitive() && dynamic_cast<HostKernel*>(&array.primitive())) {
+    return array;
+  }
+  return mx::contiguous(array, false, stream);
+}
+
+} // namespace
+
+extern "C" const char* metal_rpc_add_node(
+    const metal_rpc_kernel* kernel,
+    const mlx_array* inputs,
+    size_t num_inputs,
+    const metal_rpc_output* outputs,
+    mlx_array* results,
+    size_t num_outputs,
+    mlx_stream stream_handle) {
+  return guard([&] {
+    auto stream = mlx_stream_get_(stream_handle);
+    auto params = std::make_unique<std::byte[]>(kernel->params_size_bytes);
+    std::memcpy(params.get(), kernel->params, kernel->params_size_bytes);
+    auto call = std::make_shared<const Call>(kernel->name, kernel->run, std::move(params));
+
+    std::vector<mx::array> in;
+    in.reserve(num_inputs);
+    for (size_t i = 0; i < num_inputs; i++) {
+      in.push_back(in_row_order(mlx_array_get_(inputs[i]), stream));
+    }
+    std::vector<int> alias_of;
+    std::vector<mx::Shape> shapes;
+    std::vector<mx::Dtype> dtypes;
+    for (size_t i = 0; i < num_outputs; i++) {
+      auto& output = outputs[i];
+      alias_of.push_back(output.alias_of);
+      if (output.alias_of >= 0) {
+        shapes.push_back(in.at(output.alias_of).shape());
+        dtypes.push_back(in.at(output.alias_of).dtype());
+      } else {
+        shapes.emplace_back(output.shape, output.shape + output.ndim);
+        dtypes.push_back(mlx_dtype_to_cpp(output.dtype));
+      }
+    }
+    auto node = std::make_shared<HostKernel>(stream, std::move(call), std::move(alias_of));
+    auto made = mx::array::make_arrays(std::move(shapes), dtypes, node, in);
+    for (size_t i = 0; i < num_outputs; i++) {
+      mlx_array_set_(results[i], std::move(made[i]));
+    }
+  });
+}

@@ -1,0 +1,68 @@
+//! A table of i32 in device memory, written and read by slot. Contract: `contract.md`.
+//!
+//! The daemon keeps the token ids of all running requests in such a table, so that a step can be
+//! built on tokens that are not computed yet.
+
+mod native;
+
+use mlx_rs::{Array, Dtype};
+
+use crate::{check::Arguments, error::Result, ffi::Output, node::HostKernel};
+
+/// Writes `values[i]` into `table[slots[i]]`, in place.
+///
+/// The handle is replaced by the new version; the old one shows the new contents too, so nothing
+/// else may hold it. Of equal slots the last one wins.
+///
+/// # Shapes
+/// - `table`: `[n]` int32
+/// - `values`: `[m]` int32 or uint32
+/// - `slots`: `[m]` int32 in `0..n`; [`PAD_SLOT`](crate::PAD_SLOT) skips the value
+///
+/// # Errors
+/// [`KernelError::Shape`](crate::KernelError::Shape) and
+/// [`KernelError::Dtype`](crate::KernelError::Dtype) if the arguments do not fit together. A slot
+/// out of range is an error when the result is evaluated; nothing is written out of range.
+pub fn write_slots(table: &mut Array, values: &Array, slots: &Array) -> Result<()> {
+    const CHECK: Arguments = Arguments {
+        kernel: "write_slots",
+    };
+    check_table(CHECK, table, slots)?;
+    CHECK.dims("values", values, slots.shape(), "[m] like `slots`")?;
+    if values.dtype() != Dtype::Uint32 {
+        CHECK.dtype("values", values, Dtype::Int32, "int32 or uint32")?;
+    }
+    let [written] =
+        native::WriteSlots.add(&[&*table, values, slots], [Output::InPlace { input: 0 }])?;
+    *table = written;
+    Ok(())
+}
+
+/// `table[slots[i]]` for every `i`.
+///
+/// # Shapes
+/// - `table`: `[n]` int32
+/// - `slots`: `[m]` int32 in `0..n`
+/// - result: `[m]` int32
+///
+/// # Errors
+/// As [`write_slots`].
+pub fn gather_slots(table: &Array, slots: &Array) -> Result<Array> {
+    const CHECK: Arguments = Arguments {
+        kernel: "gather_slots",
+    };
+    check_table(CHECK, table, slots)?;
+    let output = Output::Fresh {
+        shape: slots.shape(),
+        dtype: Dtype::Int32,
+    };
+    let [values] = native::GatherSlots.add(&[table, slots], [output])?;
+    Ok(values)
+}
+
+fn check_table(check: Arguments, table: &Array, slots: &Array) -> Result<()> {
+    check.ndim("table", table, 1, "[n]")?;
+    check.dtype("table", table, Dtype::Int32, "int32")?;
+    check.ndim("slots", slots, 1, "[m]")?;
+    check.dtype("slots", slots, Dtype::Int32, "int32")
+}

@@ -1,0 +1,51 @@
+//! What can be wrong with a call of a kernel.
+
+use mlx_rs::{Dtype, error::Exception};
+
+/// Why a kernel refused its arguments, or why MLX refused the kernel.
+///
+/// Shapes and dtypes are checked before anything is added to MLX's graph. What only the values
+/// can tell (a slot out of range) shows when the result is evaluated or waited for.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// An argument's shape does not fit the kernel's contract.
+    #[error("{kernel}: `{argument}` must be {rule}, and its shape is {actual:?}")]
+    Shape {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// Name of the argument.
+        argument: &'static str,
+        /// What the shape has to be.
+        rule: &'static str,
+        /// What it is.
+        actual: Vec<i32>,
+    },
+    /// An argument's element type does not fit the kernel's contract.
+    #[error("{kernel}: `{argument}` must be of dtype {rule}, and is {actual:?}")]
+    Dtype {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// Name of the argument.
+        argument: &'static str,
+        /// What the dtype has to be.
+        rule: &'static str,
+        /// What it is.
+        actual: Dtype,
+    },
+    /// A scalar argument is out of its range.
+    #[error("{kernel}: `{argument}` must be {rule}")]
+    Value {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// Name of the argument.
+        argument: &'static str,
+        /// What the value has to be.
+        rule: &'static str,
+    },
+    /// MLX, or a kernel while it ran, reported an error.
+    #[error("MLX: {0}")]
+    Mlx(#[from] Exception),
+}
+
+/// Result of everything in this crate.
+pub type Result<T> = std::result::Result<T, KernelError>;

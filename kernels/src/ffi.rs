@@ -1,0 +1,211 @@
+//! The C face of `primitive/` (see `primitive/abi.h`), and the only place that names `mlx_sys`.
+//!
+//! Everything here takes and gives safe types. Errors of C++ come back as [`KernelError::Mlx`].
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+use mlx_rs::{Array, Dtype, Stream, error::Exception};
+use mlx_sys::{mlx_array, mlx_dtype, mlx_stream};
+
+use crate::error::{KernelError, Result};
+
+/// `metal_rpc_view`: the memory of one array while a kernel runs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct RawView {
+    pub(crate) data: *mut c_void,
+    pub(crate) size_bytes: usize,
+}
+
+/// `metal_rpc_run`: how the stream's thread calls a kernel.
+pub(crate) type Run = unsafe extern "C" fn(
+    params: *const c_void,
+    inputs: *const RawView,
+    num_inputs: usize,
+    outputs: *mut RawView,
+    num_outputs: usize,
+    error: *mut c_char,
+    error_size_bytes: usize,
+) -> bool;
+
+#[repr(C)]
+struct RawKernel {
+    name: *const c_char,
+    run: Run,
+    params: *const c_void,
+    params_size_bytes: usize,
+}
+
+#[repr(C)]
+struct RawOutput {
+    alias_of: c_int,
+    shape: *const c_int,
+    ndim: usize,
+    dtype: mlx_dtype,
+}
+
+unsafe extern "C" {
+    fn metal_rpc_add_node(
+        kernel: *const RawKernel,
+        inputs: *const mlx_array,
+        num_inputs: usize,
+        outputs: *const RawOutput,
+        results: *mut mlx_array,
+        num_outputs: usize,
+        stream: mlx_stream,
+    ) -> *const c_char;
+    fn metal_rpc_reserve(
+        result: *mut mlx_array,
+        shape: *const c_int,
+        ndim: usize,
+        dtype: mlx_dtype,
+    ) -> *const c_char;
+    fn metal_rpc_reader(result: *mut mlx_array, array: mlx_array) -> *const c_char;
+    fn metal_rpc_is_available(result: *mut bool, array: mlx_array) -> *const c_char;
+    fn metal_rpc_wait(array: mlx_array) -> *const c_char;
+    fn metal_rpc_data(result: *mut RawView, array: mlx_array) -> *const c_char;
+}
+
+/// One output of a node.
+#[derive(Clone, Copy)]
+pub(crate) enum Output<'a> {
+    /// New memory.
+    Fresh { shape: &'a [i32], dtype: Dtype },
+    /// The memory of the input with this index, written in place.
+    InPlace { input: usize },
+}
+
+#[track_caller]
+fn check(reason: *const c_char) -> Result<()> {
+    if reason.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a non-null reason is a zero-terminated string of this thread, valid until this
+    // thread's next call into the primitives.
+    let reason = unsafe { CStr::from_ptr(reason) };
+    Err(KernelError::Mlx(Exception::custom(
+        reason.to_string_lossy(),
+    )))
+}
+
+/// Lets `make` fill an empty handle, and owns what it filled in.
+#[track_caller]
+fn new_array(make: impl FnOnce(*mut mlx_array) -> *const c_char) -> Result<Array> {
+    // SAFETY: makes an empty handle, no preconditions.
+    let mut handle = unsafe { mlx_sys::mlx_array_new() };
+    let reason = make(&raw mut handle);
+    // SAFETY: the handle is ours, empty or filled by `make`; `Array` frees either on drop.
+    let array = unsafe { Array::from_ptr(handle) };
+    check(reason)?;
+    Ok(array)
+}
+
+/// Adds one host kernel to MLX's graph, on the calling thread's default stream.
+///
+/// # Safety
+/// `run` must accept `params` as its constants, and views of `inputs` and `outputs`.
+#[track_caller]
+pub(crate) unsafe fn add_node<P: Copy, const N: usize>(
+    name: &'static CStr,
+    run: Run,
+    params: &P,
+    inputs: &[&Array],
+    outputs: [Output<'_>; N],
+) -> Result<[Array; N]> {
+    const { assert!(align_of::<P>() <= 16, "operator new[] aligns to 16 bytes") };
+    let stream = Stream::thread_local_or_default();
+    let kernel = RawKernel {
+        name: name.as_ptr(),
+        run,
+        params: std::ptr::from_ref(params).cast(),
+        params_size_bytes: size_of::<P>(),
+    };
+    let mut handles = [mlx_array {
+        ctx: std::ptr::null_mut(),
+    }; MAX_INPUTS];
+    assert!(inputs.len() <= MAX_INPUTS);
+    for (handle, input) in handles.iter_mut().zip(inputs) {
+        *handle = input.as_ptr();
+    }
+    let outputs = outputs.map(|output| match output {
+        Output::Fresh { shape, dtype } => RawOutput {
+            alias_of: -1,
+            shape: shape.as_ptr(),
+            ndim: shape.len(),
+            dtype: dtype.into(),
+        },
+        Output::InPlace { input } => RawOutput {
+            alias_of: c_int::try_from(input).expect("a node has few inputs"),
+            shape: std::ptr::null(),
+            ndim: 0,
+            dtype: Dtype::Bool.into(),
+        },
+    });
+    let mut results = [mlx_array {
+        ctx: std::ptr::null_mut(),
+    }; N];
+    // SAFETY: every pointer is to a live value of the stated length; MLX takes its own references
+    // to the inputs and copies `params`. That `run` fits them is the caller's promise.
+    let reason = unsafe {
+        metal_rpc_add_node(
+            &raw const kernel,
+            handles.as_ptr(),
+            inputs.len(),
+            outputs.as_ptr(),
+            results.as_mut_ptr(),
+            N,
+            stream.as_ptr(),
+        )
+    };
+    // SAFETY: each handle is ours, empty or filled; `Array` frees either on drop.
+    let results = results.map(|handle| unsafe { Array::from_ptr(handle) });
+    check(reason)?;
+    Ok(results)
+}
+
+/// Bound of a node's inputs, so that building one does not allocate here.
+const MAX_INPUTS: usize = 8;
+
+/// See [`crate::reserve`].
+#[track_caller]
+pub(crate) fn reserve(shape: &[i32], dtype: Dtype) -> Result<Array> {
+    // SAFETY: `shape` is live and of the stated length.
+    new_array(|result| unsafe {
+        metal_rpc_reserve(result, shape.as_ptr(), shape.len(), dtype.into())
+    })
+}
+
+/// See [`crate::reader`].
+#[track_caller]
+pub(crate) fn reader(array: &Array) -> Result<Array> {
+    // SAFETY: both handles are live.
+    new_array(|result| unsafe { metal_rpc_reader(result, array.as_ptr()) })
+}
+
+/// See [`crate::is_available`].
+#[track_caller]
+pub(crate) fn is_available(array: &Array) -> Result<bool> {
+    let mut available = false;
+    // SAFETY: the handle is live.
+    check(unsafe { metal_rpc_is_available(&raw mut available, array.as_ptr()) })?;
+    Ok(available)
+}
+
+/// See [`crate::wait`].
+#[track_caller]
+pub(crate) fn wait(array: &Array) -> Result<()> {
+    // SAFETY: the handle is live.
+    check(unsafe { metal_rpc_wait(array.as_ptr()) })
+}
+
+/// Memory of a scheduled array in row order. It may not have been computed yet.
+#[track_caller]
+pub(crate) fn data(array: &Array) -> Result<RawView> {
+    let mut view = RawView {
+        data: std::ptr::null_mut(),
+        size_bytes: 0,
+    };
+    // SAFETY: the handle is live.
+    check(unsafe { metal_rpc_data(&raw mut view, array.as_ptr()) })?;
+    Ok(view)
+}

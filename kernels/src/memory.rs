@@ -1,0 +1,95 @@
+//! Memory that MLX's own functions cannot give, and reading results without a stream.
+
+use mlx_rs::{Array, Dtype};
+
+use crate::{check::Arguments, element::Scalar, error::Result, ffi};
+
+/// An array of zeros whose memory the system hands out on first touch, and takes back on drop.
+///
+/// A pool of 20 GB costs nothing until it is written. Meant for what kernels write in place. The
+/// number of elements may exceed `i32`, each dimension may not. On a GPU the memory is committed
+/// at once.
+///
+/// # Errors
+/// [`KernelError::Mlx`] if the shape is negative or too large for the address space.
+#[track_caller]
+pub fn reserve(shape: &[i32], dtype: Dtype) -> Result<Array> {
+    ffi::reserve(shape, dtype)
+}
+
+/// A second handle of a scheduled array, for [`wait`] and [`to_vec_i32`] on another thread.
+///
+/// MLX's handles of one array share state without a lock, so the thread that builds the next step
+/// on an array must not share its handle with one that waits for it. This handle shares the memory
+/// alone.
+///
+/// # Errors
+/// [`KernelError::Mlx`] if `array` was not given to `async_eval` or `eval` before.
+#[track_caller]
+pub fn reader(array: &Array) -> Result<Array> {
+    ffi::reader(array)
+}
+
+/// Whether `array` is computed. Never blocks, never evaluates.
+///
+/// # Errors
+/// [`KernelError::Mlx`] if its computation failed.
+#[track_caller]
+pub fn is_available(array: &Array) -> Result<bool> {
+    ffi::is_available(array)
+}
+
+/// Blocks until a scheduled `array` is computed, without touching any stream.
+///
+/// # Errors
+/// [`KernelError::Mlx`] if `array` was not given to `async_eval` or `eval` before, or if its
+/// computation failed.
+#[track_caller]
+pub fn wait(array: &Array) -> Result<()> {
+    ffi::wait(array)
+}
+
+/// Address of the memory of a scheduled array.
+///
+/// # Errors
+/// [`KernelError::Mlx`] if `array` is not scheduled yet, or not in row order.
+#[track_caller]
+pub fn data_ptr(array: &Array) -> Result<usize> {
+    Ok(ffi::data(array)?.data as usize)
+}
+
+/// Waits for a scheduled int32 `array` and copies it, without touching any stream.
+///
+/// # Errors
+/// [`KernelError::Dtype`] if it is not int32, and as [`wait`] and [`data_ptr`].
+#[track_caller]
+pub fn to_vec_i32(array: &Array) -> Result<Vec<i32>> {
+    to_vec("to_vec_i32", array, Dtype::Int32, "int32")
+}
+
+/// Waits for a scheduled float32 `array` and copies it, without touching any stream.
+///
+/// # Errors
+/// [`KernelError::Dtype`] if it is not float32, and as [`wait`] and [`data_ptr`].
+#[track_caller]
+pub fn to_vec_f32(array: &Array) -> Result<Vec<f32>> {
+    to_vec("to_vec_f32", array, Dtype::Float32, "float32")
+}
+
+#[track_caller]
+fn to_vec<T: Scalar>(
+    kernel: &'static str,
+    array: &Array,
+    dtype: Dtype,
+    rule: &'static str,
+) -> Result<Vec<T>> {
+    Arguments { kernel }.dtype("array", array, dtype, rule)?;
+    ffi::wait(array)?;
+    let view = ffi::data(array)?;
+    let len = view.size_bytes / size_of::<T>();
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: computed memory in row order, of the element type just checked; `array` keeps it.
+    Ok(unsafe { std::slice::from_raw_parts(view.data.cast::<T>(), len) }.to_vec())
+}

@@ -1,0 +1,308 @@
+//! Eight f32 lanes: AVX2 where the CPU has it, plain arrays elsewhere (NEON by the compiler).
+//!
+//! Kernels are written once, generic over [`Lanes`], as an [`Operation`]; [`vectorized`] runs it
+//! with the best lanes of this CPU. Everything below an operation is `#[inline(always)]`, so that
+//! it is compiled with the CPU features of the entry point.
+//!
+//! # Invariants
+//! A sum over an axis is always taken in the same order, whatever else is computed with it:
+//! element `i` goes to lane `i % 8`, in ascending `i`, and [`Lanes::sum`] adds the lanes.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "tiles are indexed alike on both sides"
+)]
+
+use half::{bf16, f16};
+
+/// Number of f32 values in a [`Lanes`].
+pub(crate) const LANES: usize = 8;
+
+/// Eight f32 values.
+///
+/// Methods are safe to name but must only run inside [`vectorized`]: it has checked the CPU.
+pub(crate) trait Lanes: Copy {
+    /// All lanes `value`.
+    fn splat(value: f32) -> Self;
+
+    /// # Safety
+    /// Eight elements are readable at `ptr`.
+    unsafe fn load(ptr: *const f32) -> Self;
+
+    /// # Safety
+    /// Eight elements are readable at `ptr`.
+    unsafe fn load_bf16(ptr: *const bf16) -> Self;
+
+    /// # Safety
+    /// Eight elements are readable at `ptr`.
+    unsafe fn load_f16(ptr: *const f16) -> Self;
+
+    /// # Safety
+    /// Eight elements are writable at `ptr`.
+    unsafe fn store(self, ptr: *mut f32);
+
+    fn add(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    fn max(self, other: Self) -> Self;
+
+    /// `self * factor + addend`, rounded once where the CPU can.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+
+    /// e to the lane, within 2 ulp. NaN stays NaN; below -87.3 it is 1e-38 or less, not always 0.
+    fn exp(self) -> Self;
+
+    #[inline(always)]
+    fn to_array(self) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the array has eight elements.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes
+    }
+
+    /// Sum of the lanes, as a tree.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let [a, b, c, d, e, f, g, h] = self.to_array();
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+
+    #[inline(always)]
+    fn max_lane(self) -> f32 {
+        let [a, b, c, d, e, f, g, h] = self.to_array();
+        a.max(e).max(c.max(g)).max(b.max(f).max(d.max(h)))
+    }
+}
+
+/// Work that is generic over the lanes it runs on.
+pub(crate) trait Operation {
+    /// What it gives.
+    type Output;
+
+    /// Does the work. Mark it `#[inline(always)]`.
+    fn run<L: Lanes>(self) -> Self::Output;
+}
+
+/// Runs `operation` with the best lanes of this CPU.
+#[inline]
+pub(crate) fn vectorized<O: Operation>(operation: O) -> O::Output {
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("avx2")
+        && std::is_x86_feature_detected!("fma")
+        && std::is_x86_feature_detected!("f16c")
+    {
+        // SAFETY: the CPU has the features.
+        return unsafe { avx2::run(operation) };
+    }
+    operation.run::<Portable>()
+}
+
+/// The first `count` values at `ptr`, and zeros.
+///
+/// # Safety
+/// `count` elements, at most eight, are readable at `ptr`.
+#[inline(always)]
+pub(crate) unsafe fn load_partial<L: Lanes, T: crate::element::Float>(
+    ptr: *const T,
+    count: usize,
+) -> L {
+    debug_assert!(count <= LANES);
+    let mut lanes = [0.0f32; LANES];
+    for (i, lane) in lanes.iter_mut().enumerate().take(count) {
+        // SAFETY: `i < count`.
+        *lane = unsafe { *ptr.add(i) }.to_f32();
+    }
+    // SAFETY: the array has eight elements.
+    unsafe { L::load(lanes.as_ptr()) }
+}
+
+/// Lanes for any CPU.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable([f32; LANES]);
+
+impl Portable {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        let mut lanes = [0.0; LANES];
+        for i in 0..LANES {
+            lanes[i] = f(self.0[i], other.0[i]);
+        }
+        Self(lanes)
+    }
+}
+
+impl Lanes for Portable {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Self([value; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(ptr: *const f32) -> Self {
+        // SAFETY: the caller's promise; an array has its element's alignment.
+        Self(unsafe { *ptr.cast() })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(ptr: *const bf16) -> Self {
+        // SAFETY: the caller's promise.
+        let bits: [u16; LANES] = unsafe { *ptr.cast() };
+        Self(bits.map(|bits| f32::from_bits(u32::from(bits) << 16)))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(ptr: *const f16) -> Self {
+        // SAFETY: the caller's promise.
+        let halves: [f16; LANES] = unsafe { *ptr.cast() };
+        Self(halves.map(f16::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { *ptr.cast() = self.0 };
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        self.zip(other, f32::max)
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        let mut lanes = [0.0; LANES];
+        for i in 0..LANES {
+            // A fused instruction on AArch64; elsewhere it would be a slow library call.
+            lanes[i] = if cfg!(target_arch = "aarch64") {
+                self.0[i].mul_add(factor.0[i], addend.0[i])
+            } else {
+                self.0[i] * factor.0[i] + addend.0[i]
+            };
+        }
+        Self(lanes)
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        Self(self.0.map(f32::exp))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{
+        __m128i, __m256, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128,
+        _mm256_add_epi32, _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
+        _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps,
+        _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
+        _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    };
+
+    use half::{bf16, f16};
+
+    use super::{Lanes, Operation};
+
+    /// # Safety
+    /// The CPU has AVX2, FMA and F16C.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn run<O: Operation>(operation: O) -> O::Output {
+        operation.run::<Avx2>()
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2(__m256);
+
+    impl Lanes for Avx2 {
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            // SAFETY: `run` has the features.
+            Self(unsafe { _mm256_set1_ps(value) })
+        }
+        #[inline(always)]
+        unsafe fn load(ptr: *const f32) -> Self {
+            // SAFETY: the caller's promise, and `run` has the features.
+            Self(unsafe { _mm256_loadu_ps(ptr) })
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(ptr: *const bf16) -> Self {
+            // SAFETY: the caller's promise, and `run` has the features.
+            Self(unsafe {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.cast::<__m128i>()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            })
+        }
+        #[inline(always)]
+        unsafe fn load_f16(ptr: *const f16) -> Self {
+            // SAFETY: the caller's promise, and `run` has the features.
+            Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast::<__m128i>())) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, ptr: *mut f32) {
+            // SAFETY: the caller's promise, and `run` has the features.
+            unsafe { _mm256_storeu_ps(ptr, self.0) }
+        }
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: `run` has the features.
+            Self(unsafe { _mm256_add_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn mul(self, other: Self) -> Self {
+            // SAFETY: `run` has the features.
+            Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn div(self, other: Self) -> Self {
+            // SAFETY: `run` has the features.
+            Self(unsafe { _mm256_div_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: `run` has the features.
+            Self(unsafe { _mm256_max_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn mul_add(self, factor: Self, addend: Self) -> Self {
+            // SAFETY: `run` has the features.
+            Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
+        }
+
+        /// 2^n * e^r with n = round(x / ln 2) and a polynomial for e^r (Cephes `expf`).
+        #[inline(always)]
+        fn exp(self) -> Self {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            const POLYNOMIAL: [f32; 5] = [
+                1.398_199_9e-3,
+                8.333_452e-3,
+                4.166_579_6e-2,
+                1.666_666_5e-1,
+                0.5,
+            ];
+            // SAFETY: `run` has the features.
+            Self(unsafe {
+                // The bounds come first, so that a NaN passes through min and max.
+                let x = _mm256_min_ps(_mm256_set1_ps(88.376_26), self.0);
+                let x = _mm256_max_ps(_mm256_set1_ps(-87.336_54), x);
+                let n = _mm256_round_ps::<NEAREST>(_mm256_mul_ps(
+                    x,
+                    _mm256_set1_ps(std::f32::consts::LOG2_E),
+                ));
+                let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693_359_4), x);
+                let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.121_944_4e-4), r);
+                let mut p = _mm256_set1_ps(1.987_569_2e-4);
+                for coefficient in POLYNOMIAL {
+                    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(coefficient));
+                }
+                let p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r);
+                let p = _mm256_add_ps(p, _mm256_set1_ps(1.0));
+                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+            })
+        }
+    }
+}
