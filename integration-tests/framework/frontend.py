@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import zmq
 
@@ -195,11 +195,16 @@ def new_request(
 
 
 def ready_frontend(
-    endpoint: str, model: object, *, num_blocks: int = 256, **load: object
+    endpoint: str,
+    model: object,
+    *,
+    num_blocks: int = 256,
+    memory_fraction: float = 0.3,
+    **load: Any,
 ) -> Frontend:
-    """A frontend whose session can run steps."""
+    """A frontend whose session can run steps; `load` as for `Frontend.load_model`."""
     frontend = Frontend(endpoint)
     frontend.hello()
-    frontend.load_model(model, **load)  # type: ignore[arg-type]
-    frontend.create_cache(num_blocks)
+    frontend.load_model(model, **load)
+    frontend.create_cache(num_blocks, memory_fraction=memory_fraction)
     return frontend

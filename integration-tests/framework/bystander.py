@@ -1,0 +1,44 @@
+"""A session that keeps decoding while something else goes wrong."""
+
+import threading
+from pathlib import Path
+from typing import Final, Self
+
+from framework.frontend import ready_frontend
+from framework.greedy import generate
+
+_PROMPT: Final = [5, 17, 200, 31, 8, 9]
+_NUM_TOKENS: Final = 8
+
+
+class Bystander:
+    """Generates the same tokens over and over on a thread; any difference or error fails."""
+
+    def __init__(self, endpoint: str, model: Path) -> None:
+        self._frontend = ready_frontend(endpoint, model, num_blocks=64)
+        self._expected = generate(self._frontend, [_PROMPT], _NUM_TOKENS)
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self.num_rounds = 0
+        self._thread = threading.Thread(target=self._run, name="bystander")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._frontend.close()
+        if self._failure is not None:
+            raise AssertionError("the bystander was disturbed") from self._failure
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                tokens = generate(self._frontend, [_PROMPT], _NUM_TOKENS)
+                assert tokens == self._expected, tokens
+                self.num_rounds += 1
+            self._frontend.goodbye()
+        except BaseException as error:
+            self._failure = error
