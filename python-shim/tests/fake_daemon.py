@@ -125,8 +125,10 @@ class FakeDaemon:
             socket.bind(self.endpoint)
             self._listening.set()
             while not (self._stop.is_set() or self._restart.is_set()):
-                if self.script.mute or not socket.poll(20):
-                    time.sleep(0.005 if self.script.mute else 0)
+                if not socket.poll(20):
+                    continue
+                if self.script.mute:
+                    time.sleep(0.005)
                     continue
                 identity, *frames = socket.recv_multipart()
                 assert len(frames) == 1, "a message is one frame"

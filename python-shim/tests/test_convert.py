@@ -1,0 +1,285 @@
+"""vLLM's dataclasses to messages and back."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
+from vllm.v1.core.sched.output import (
+    CachedRequestData,
+    GrammarOutput,
+    NewRequestData,
+    SchedulerOutput,
+)
+
+from fake_daemon import FakeDaemon, FakeSession, Script, generate
+from simulation import BLOCK_SIZE, Simulation
+from vllm_metal_rpc import convert, messages
+from vllm_metal_rpc.errors import ProtocolViolation, UnsupportedFeature
+
+
+def new_request(req_id: str = "a", **changes: Any) -> NewRequestData:
+    values: dict[str, Any] = {
+        "req_id": req_id,
+        "prompt_token_ids": [5, 6, 7],
+        "mm_features": [],
+        "sampling_params": SamplingParams(),
+        "pooling_params": None,
+        "block_ids": ([1, 2],),
+        "num_computed_tokens": 0,
+        "lora_request": None,
+    }
+    return NewRequestData(**values | changes)
+
+
+def output_of(
+    new: list[NewRequestData], scheduled: dict[str, int], **changes: Any
+) -> SchedulerOutput:
+    output = SchedulerOutput.make_empty()
+    output.scheduled_new_reqs = new
+    output.num_scheduled_tokens = scheduled
+    output.total_num_scheduled_tokens = sum(scheduled.values())
+    return dataclasses.replace(output, **changes)
+
+
+def decode_of(req_ids: list[str], computed: list[int], blocks: list[Any]) -> SchedulerOutput:
+    cached = CachedRequestData.make_empty()
+    cached.req_ids, cached.num_computed_tokens, cached.new_block_ids = req_ids, computed, blocks
+    return output_of([], dict.fromkeys(req_ids, 1), scheduled_cached_reqs=cached)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_schedules_are_understood_by_a_worker(seed: int) -> None:
+    # Goal: handles never collide, block tables and tokens are right. Method: a worker that checks
+    # every handle and every cached token, and generates from the whole history.
+    daemon = FakeDaemon("", Script())
+    session = FakeSession(cache=messages.CreateCache(24, BLOCK_SIZE, [[0]]))
+    encoder = convert.StepEncoder()
+    simulation = Simulation(seed)
+    for _ in range(300):
+        output = simulation.schedule()
+        result = daemon._step(session, encoder.encode(output))
+        rows = list(output.num_scheduled_tokens)
+        answer, errors = convert.model_runner_output(result, rows)
+        assert not errors
+        assert answer.req_id_to_index == {req_id: i for i, req_id in enumerate(rows)}
+        simulation.update(dict(zip(rows, answer.sampled_token_ids, strict=True)))
+        running = [r for r in simulation.requests.values() if r.running]
+        assert len(session.requests) >= len(running), f"seed {seed}"
+        assert max(session.requests, default=0) < 16, f"seed {seed}: handles are not reused"
+    assert simulation.num_preemptions > 10, f"seed {seed}"
+    for request in simulation.requests.values():
+        expected = generate(request.prompt, len(request.outputs), daemon.script)
+        assert request.outputs == expected, f"seed {seed}"
+
+
+def test_a_handle_is_free_in_the_step_that_ends_its_request() -> None:
+    encoder = convert.StepEncoder()
+    first = encoder.encode(output_of([new_request("a")], {"a": 3}))
+    second = encoder.encode(
+        output_of([new_request("b")], {"b": 3}, finished_req_ids={"a", "never scheduled"})
+    )
+    assert second.finished == first.handles == second.handles
+
+
+def test_a_preempted_request_gives_its_handle_back_before_it_is_resumed() -> None:
+    encoder = convert.StepEncoder()
+    encoder.encode(output_of([new_request("a"), new_request("b")], {"a": 3, "b": 3}))
+    resumed = new_request("b", prefill_token_ids=[5, 6, 7, 8], num_computed_tokens=2)
+    step = encoder.encode(output_of([resumed], {"b": 2}, preempted_req_ids={"b"}))
+    assert step.finished == [1]
+    (request,) = step.new_requests
+    assert np.frombuffer(request.token_ids, "<i4").tolist() == [5, 6, 7, 8]
+    assert request.num_prompt_tokens == 3
+    assert step.num_computed_tokens == [2]
+
+
+def test_a_known_request_sent_as_new_is_replaced() -> None:
+    encoder = convert.StepEncoder()
+    encoder.encode(output_of([new_request("a")], {"a": 3}))
+    step = encoder.encode(output_of([new_request("a")], {"a": 3}))
+    assert step.finished == [0]
+    assert step.handles == [0]
+
+
+def test_after_a_reset_no_handle_is_known() -> None:
+    encoder = convert.StepEncoder()
+    encoder.encode(output_of([new_request("a"), new_request("b")], {"a": 3, "b": 3}))
+    encoder.reset()
+    step = encoder.encode(output_of([new_request("b")], {"b": 3}, preempted_req_ids={"a", "b"}))
+    assert step.finished == []
+    assert step.handles == [0]
+
+
+def test_a_steady_decode_step_carries_only_what_changed() -> None:
+    encoder = convert.StepEncoder()
+    names = [f"r{i}" for i in range(64)]
+    encoder.encode(output_of([new_request(n) for n in names], dict.fromkeys(names, 3)))
+    blocks = [([7],) if i % 16 == 0 else None for i in range(64)]
+    step = encoder.encode(decode_of(names, [4000 + i for i in range(64)], blocks))
+    assert step.num_scheduled_tokens == []
+    assert [grown.row for grown in step.new_blocks] == [0, 16, 32, 48]
+    assert len(messages.encode_request(step, b"s" * 16, 70_000)) < 400
+
+
+def test_rows_follow_the_order_of_the_step() -> None:
+    encoder = convert.StepEncoder()
+    encoder.encode(output_of([new_request("a"), new_request("b")], {"a": 3, "b": 3}))
+    output = decode_of(["b", "a"], [9, 4], [None, ([3],)])
+    output.num_scheduled_tokens = {"a": 1, "b": 2}
+    output.total_num_scheduled_tokens = 3
+    step = encoder.encode(output)
+    assert (step.handles, step.num_computed_tokens) == ([0, 1], [4, 9])
+    assert step.num_scheduled_tokens == [1, 2]
+    assert step.new_blocks == [messages.NewBlocks(0, [[3]])]
+
+
+def test_block_copies_and_structure_are_told() -> None:
+    step = convert.StepEncoder().encode(
+        output_of(
+            [new_request()],
+            {"a": 3},
+            kv_cache_block_copies=[KVCacheBlockCopy(4, 9)],
+            has_structured_output_requests=True,
+        )
+    )
+    assert step.block_copies == [(4, 9)]
+    assert step.sample_follows
+
+
+NON_DEFAULT = {
+    "scheduled_spec_decode_tokens": {"a": [1]},
+    "scheduled_encoder_inputs": {"a": [0]},
+    "free_encoder_mm_hashes": ["x"],
+    "encoder_input_updates": {"a": {}},
+    "has_sync_kv_loads": True,
+    "new_block_ids_to_zero": [4],
+    "num_spec_tokens_to_schedule": 2,
+}
+
+
+@pytest.mark.parametrize("name", convert._MUST_BE_EMPTY)
+def test_what_is_not_understood_is_refused(name: str) -> None:
+    output = output_of([], {}, **{name: NON_DEFAULT.get(name, object())})
+    with pytest.raises(UnsupportedFeature, match=name):
+        convert.StepEncoder().encode(output)
+
+
+@pytest.mark.parametrize("name", convert._NEW_REQUEST_MUST_BE_EMPTY)
+def test_a_new_request_that_is_not_understood_is_refused(name: str) -> None:
+    value = torch.zeros(0) if name == "prompt_embeds" else 1
+    with pytest.raises(UnsupportedFeature, match=name):
+        convert.StepEncoder().encode(output_of([new_request(**{name: value})], {"a": 3}))
+
+
+@pytest.mark.parametrize("name", convert._CACHED_MUST_BE_EMPTY)
+def test_the_other_dialect_is_refused(name: str) -> None:
+    output = decode_of([], [], [])
+    setattr(output.scheduled_cached_reqs, name, ["a"])
+    with pytest.raises(UnsupportedFeature, match=name):
+        convert.StepEncoder().encode(output)
+
+
+def test_a_field_that_a_newer_vllm_adds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    convert.check_vllm_fields()
+    monkeypatch.setattr(convert, "_IGNORED", convert._IGNORED - {"skip_drafts"})
+    with pytest.raises(UnsupportedFeature, match="skip_drafts"):
+        convert.check_vllm_fields()
+
+
+def test_sampling_params_are_those_of_vllm() -> None:
+    assert convert.sampling_params(SamplingParams()) == messages.SamplingParams()
+    params = SamplingParams(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=-1,
+        min_p=0.1,
+        seed=-(2**53) - 1,
+        presence_penalty=1,
+        frequency_penalty=-1,
+        repetition_penalty=2,
+        min_tokens=3,
+        stop_token_ids=[9, 4],
+        logit_bias={7: 1},
+        allowed_token_ids=[1, 2],
+        logprobs=2,
+        prompt_logprobs=0,
+        logprob_token_ids=[8],
+    )
+    params._bad_words_token_ids = [[3, 4]]
+    wire = convert.sampling_params(params)
+    assert wire == messages.SamplingParams(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=0,
+        min_p=0.1,
+        seed=-(2**53) - 1,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        repetition_penalty=2.0,
+        min_tokens=3,
+        stop_token_ids=[4, 9],
+        logit_bias=[(7, 1.0)],
+        allowed_token_ids=[1, 2],
+        bad_words_token_ids=[[3, 4]],
+        logprobs=2,
+        prompt_logprobs=0,
+        logprob_token_ids=[8],
+    )
+    # Whole numbers would change their type on the wire.
+    assert all(isinstance(getattr(wire, f), float) for f in ("presence_penalty", "temperature"))
+
+
+def test_stop_tokens_are_told_only_if_they_are_to_be_masked() -> None:
+    assert convert.sampling_params(SamplingParams(stop_token_ids=[9])).stop_token_ids == []
+
+
+def test_a_grammar_is_copied_row_by_row() -> None:
+    bitmask = np.arange(8, dtype=np.int32).reshape(4, 2)[::2]
+    grammar = convert.grammar_bitmask(GrammarOutput(["c", "a"], bitmask), {"a": 1, "b": 1, "c": 1})
+    assert grammar is not None
+    assert grammar.rows == [2, 0]
+    bitmask[:] = -1
+    assert np.frombuffer(grammar.bitmask, "<i4").tolist() == [0, 1, 4, 5]
+    assert convert.grammar_bitmask(None, {"a": 1}) is None
+
+
+def i32(*values: int) -> bytes:
+    return np.asarray(values, "<i4").tobytes()
+
+
+def f32(*values: float) -> bytes:
+    return np.asarray(values, "<f4").tobytes()
+
+
+def test_logprobs_and_errors_find_their_rows() -> None:
+    result = messages.StepResult(
+        token_ids=i32(42, -1),
+        logprobs=messages.Logprobs(2, i32(42, 7, -1, -1), f32(-0.5, -1, 0, 0), i32(1, 0)),
+        prompt_logprobs=[
+            messages.PromptLogprobs(0, messages.Logprobs(1, i32(6, 7), f32(-2, -3), i32(4, 5)))
+        ],
+        row_errors=[messages.RowError(1, "no token is allowed")],
+        queue_us=1,
+        run_us=2,
+    )
+    output, errors = convert.model_runner_output(result, ["a", "b"])
+    assert output.sampled_token_ids == [[42], []]
+    assert errors == {"b": "no token is allowed"}
+    assert output.logprobs is not None
+    assert output.logprobs.logprob_token_ids.tolist() == [[42, 7], [-1, -1]]
+    assert output.logprobs.sampled_token_ranks.tolist() == [1, 0]
+    prompt = output.prompt_logprobs_dict["a"]
+    assert prompt is not None
+    assert prompt.logprob_token_ids.tolist() == [[6], [7]]
+    assert prompt.logprobs.tolist() == [[-2.0], [-3.0]]
+    assert prompt.selected_token_ranks.tolist() == [4, 5]
+
+
+def test_a_result_of_another_step_is_refused() -> None:
+    result = messages.StepResult(i32(1), None, [], [], 0, 0)
+    with pytest.raises(ProtocolViolation, match="1 rows answer a step of 2 requests"):
+        convert.model_runner_output(result, ["a", "b"])
