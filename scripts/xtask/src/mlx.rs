@@ -12,7 +12,7 @@ use std::{
     env, fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
-    process::{self, Command},
+    process::{self, Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -120,7 +120,7 @@ fn bindings(mlx_c: &Path, compat: &Path, prefix: &Path) -> Result<()> {
     fs::create_dir_all(&libclang)?;
     fs::create_dir_all(prefix.join("bindings"))?;
     wheel::unpack(LIBCLANG, &libclang)?;
-    eprintln!("  making the Rust bindings (half a minute)");
+    eprintln!("  making the Rust bindings");
     let gcc_headers = run(Command::new("gcc").arg("-print-file-name=include"))?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     run(Command::new(cargo)
@@ -136,7 +136,9 @@ fn bindings(mlx_c: &Path, compat: &Path, prefix: &Path) -> Result<()> {
         .env(
             "LIBCLANG_PATH",
             libclang.join("libclang-18.1.1.data/platlib/clang/native"),
-        ))?;
+        )
+        // Cargo's own progress: bindgen takes half a minute to build.
+        .stderr(Stdio::inherit()))?;
     fs::remove_dir_all(&libclang)?;
     Ok(())
 }
