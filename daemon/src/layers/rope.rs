@@ -1,0 +1,207 @@
+//! Rotary position embedding: the frequencies, and the kinds of scaling of them.
+//!
+//! Frequencies are computed in f32, in transformers' order of operations, so that they agree with
+//! what checkpoints were trained or tuned with to the last bit or nearly so.
+//!
+//! # Source
+//! transformers 5.20 `modeling_rope_utils.py`: `_compute_linear_scaling_rope_parameters`,
+//! `_compute_llama3_parameters`, `_compute_yarn_parameters`.
+
+use std::f64::consts::PI;
+
+use metal_rpc_kernels::{self as kernels, RopePairing};
+use mlx_rs::Array;
+
+use crate::models::ModelError;
+
+/// Base and scaling of a rope.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeArgs {
+    /// Base of the wavelengths: `rope_theta`.
+    pub theta: f64,
+    /// How a longer context than the trained one is reached.
+    pub scaling: RopeScaling,
+}
+
+/// How frequencies are changed to reach a longer context. Factors are above zero.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// They are not.
+    None,
+    /// All are divided by the factor.
+    Linear {
+        /// How much longer the context is.
+        factor: f64,
+    },
+    /// Llama 3.1: long waves are divided by the factor, short ones kept, those between blended.
+    Llama3 {
+        /// How much longer the context is.
+        factor: f64,
+        /// Waves longer than the trained context over this are long.
+        low_freq_factor: f64,
+        /// Waves shorter than the trained context over this are short; above `low_freq_factor`.
+        high_freq_factor: f64,
+        /// Length of the trained context, in tokens.
+        original_max_position_embeddings: f64,
+    },
+    /// YaRN: the blend is by the number of turns in the trained context, and attention gets a
+    /// temperature.
+    Yarn {
+        /// How much longer the context is.
+        factor: f64,
+        /// Multiplies sine and cosine.
+        attention_factor: f64,
+        /// Pairs with more turns are kept.
+        beta_fast: f64,
+        /// Pairs with fewer turns are divided by the factor.
+        beta_slow: f64,
+        /// Bounds of the blend are rounded outwards to whole pairs.
+        truncate: bool,
+        /// Length of the trained context, in tokens.
+        original_max_position_embeddings: f64,
+    },
+}
+
+/// Turns queries and keys by their position.
+#[derive(Debug)]
+pub struct Rope {
+    /// `[rotary_dim / 2]` f32, radians per token.
+    inv_freq: Array,
+    attention_factor: f32,
+    pairing: RopePairing,
+}
+
+impl Rope {
+    /// A rope over the first `rotary_dim` elements of a head.
+    #[must_use]
+    pub fn new(args: &RopeArgs, rotary_dim: i32, pairing: RopePairing) -> Self {
+        let inv_freq = args.inv_freq(rotary_dim);
+        Self {
+            inv_freq: Array::from_slice(&inv_freq, &[rotary_dim / 2]),
+            attention_factor: args.attention_factor(),
+            pairing,
+        }
+    }
+
+    /// # Shapes
+    /// - `x`: `[num_tokens, heads, head_dim]`
+    /// - `positions`: `[num_tokens]` i32
+    /// - returns shape and dtype of `x`
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward(&self, x: &Array, positions: &Array) -> Result<Array, ModelError> {
+        Ok(kernels::rope(
+            x,
+            positions,
+            &self.inv_freq,
+            self.attention_factor,
+            self.pairing,
+        )?)
+    }
+}
+
+impl RopeArgs {
+    /// What sine and cosine are multiplied by.
+    #[must_use]
+    pub fn attention_factor(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::Yarn {
+                attention_factor, ..
+            } => single(attention_factor),
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => 1.0,
+        }
+    }
+
+    /// Radians per token of each pair, `[rotary_dim / 2]`.
+    #[must_use]
+    pub fn inv_freq(&self, rotary_dim: i32) -> Vec<f32> {
+        let dim = f64::from(rotary_dim);
+        let theta = single(self.theta);
+        let exponents = (0..rotary_dim).step_by(2);
+        // Radians are the inverse of these.
+        let waves = exponents.map(|index| theta.powf(single(f64::from(index)) / single(dim)));
+        match self.scaling {
+            RopeScaling::None => waves.map(f32::recip).collect(),
+            RopeScaling::Linear { factor } => {
+                waves.map(|wave| wave.recip() / single(factor)).collect()
+            }
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings: original,
+            } => {
+                let blend = Llama3Blend {
+                    factor: single(factor),
+                    low_freq_factor: single(low_freq_factor),
+                    high_freq_factor: single(high_freq_factor),
+                    original: single(original),
+                };
+                waves.map(|wave| blend.scale(wave.recip())).collect()
+            }
+            RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                truncate,
+                original_max_position_embeddings: original,
+                ..
+            } => {
+                let pair_of = |turns: f64| {
+                    dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+                };
+                let (low, high) =
+                    yarn_bounds(pair_of(beta_fast), pair_of(beta_slow), truncate, dim);
+                (0_u16..)
+                    .zip(waves)
+                    .map(|(pair, wave)| {
+                        let ramp = (f32::from(pair) - single(low)) / single(high - low);
+                        let kept = 1.0 - ramp.clamp(0.0, 1.0);
+                        (single(factor) * wave).recip() * (1.0 - kept) + wave.recip() * kept
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+struct Llama3Blend {
+    factor: f32,
+    low_freq_factor: f32,
+    high_freq_factor: f32,
+    original: f32,
+}
+
+impl Llama3Blend {
+    fn scale(&self, inv_freq: f32) -> f32 {
+        let wavelength = single(2.0 * PI) / inv_freq;
+        if wavelength < self.original / self.high_freq_factor {
+            return inv_freq;
+        }
+        if wavelength > self.original / self.low_freq_factor {
+            return inv_freq / self.factor;
+        }
+        let kept = (self.original / wavelength - self.low_freq_factor)
+            / (self.high_freq_factor - self.low_freq_factor);
+        (1.0 - kept) * inv_freq / self.factor + kept * inv_freq
+    }
+}
+
+/// Between which pairs YaRN blends, at least a thousandth of a pair apart.
+fn yarn_bounds(fast: f64, slow: f64, truncate: bool, dim: f64) -> (f64, f64) {
+    let (low, high) = match truncate {
+        true => (fast.floor(), slow.ceil()),
+        false => (fast, slow),
+    };
+    let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+    (low, if low == high { high + 0.001 } else { high })
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "transformers computes in f32"
+)]
+fn single(value: f64) -> f32 {
+    value as f32
+}

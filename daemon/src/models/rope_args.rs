@@ -1,0 +1,200 @@
+//! Reads rotary position embedding from `config.json`.
+//!
+//! transformers 5 writes `rope_parameters` (sometimes one per layer type), older versions
+//! `rope_theta` and `rope_scaling`, whose type was once called `type`. All three stand in
+//! checkpoints today.
+//!
+//! Source: transformers 5.20 `modeling_rope_utils.py`, `standardize_rope_params` and the defaults of
+//! `_compute_*_parameters`.
+
+use serde_json::Value;
+
+use super::{
+    ModelError,
+    config::{Config, invalid},
+};
+use crate::layers::{RopeArgs, RopeScaling};
+
+/// transformers' `RotaryEmbeddingConfigMixin.default_theta`.
+const DEFAULT_THETA: f64 = 10_000.0;
+
+/// What layers of `layer_type` (as `layer_types` calls them) turn queries and keys by.
+///
+/// # Errors
+/// [`ModelError::Unsupported`] for a kind of scaling that we do not know, [`ModelError::Config`]
+/// for values that make no sense.
+pub(super) fn read(
+    config: &Config,
+    layer_type: &str,
+    max_position_embeddings: i32,
+) -> Result<RopeArgs, ModelError> {
+    let parameters = Parameters {
+        config,
+        values: parameters(config, layer_type)?,
+        max_position_embeddings,
+    };
+    let theta = match parameters
+        .values
+        .and_then(|values| values.get("rope_theta"))
+    {
+        Some(value) => number("rope_theta", value)?,
+        None => match config.get("rope_theta") {
+            Some(value) => number("rope_theta", value)?,
+            None => DEFAULT_THETA,
+        },
+    };
+    Ok(RopeArgs {
+        theta: above("rope_theta", 1.0, theta)?,
+        scaling: parameters.scaling()?,
+    })
+}
+
+/// The object that holds the parameters of `layer_type`, if there is one.
+fn parameters<'a>(config: &'a Config, layer_type: &str) -> Result<Option<&'a Value>, ModelError> {
+    // As in transformers: a `rope_scaling` that is there wins.
+    let (key, value) = match (config.get("rope_scaling"), config.get("rope_parameters")) {
+        (Some(value), _) => ("rope_scaling", value),
+        (None, Some(value)) => ("rope_parameters", value),
+        (None, None) => return Ok(None),
+    };
+    let Some(values) = value.as_object() else {
+        return Err(invalid(key, "an object", Some(value)));
+    };
+    let nested = !values.is_empty() && values.values().all(|value| value.is_object());
+    if !nested {
+        return Ok(Some(value));
+    }
+    match values.get(layer_type) {
+        Some(value) => Ok(Some(value)),
+        None => Err(invalid(key, "given for full_attention", Some(value))),
+    }
+}
+
+struct Parameters<'a> {
+    config: &'a Config,
+    values: Option<&'a Value>,
+    max_position_embeddings: i32,
+}
+
+impl Parameters<'_> {
+    fn scaling(&self) -> Result<RopeScaling, ModelError> {
+        let rope_type = self.get("rope_type").or_else(|| self.get("type"));
+        match rope_type.map_or(Some("default"), Value::as_str) {
+            Some("default") => Ok(RopeScaling::None),
+            Some("linear") => Ok(RopeScaling::Linear {
+                factor: self.factor()?,
+            }),
+            Some("llama3") => self.llama3(),
+            Some("yarn") => self.yarn(),
+            _ => Err(ModelError::Unsupported {
+                key: "rope_type",
+                value: rope_type.map(Value::to_string).unwrap_or_default(),
+                known: vec!["default", "linear", "llama3", "yarn"],
+            }),
+        }
+    }
+
+    fn llama3(&self) -> Result<RopeScaling, ModelError> {
+        let low_freq_factor = above("low_freq_factor", 0.0, self.required("low_freq_factor")?)?;
+        let high_freq_factor = self.required("high_freq_factor")?;
+        if high_freq_factor <= low_freq_factor {
+            return Err(ModelError::Config {
+                key: "high_freq_factor",
+                rule: "above low_freq_factor",
+                value: format!("{high_freq_factor}, with {low_freq_factor}"),
+            });
+        }
+        Ok(RopeScaling::Llama3 {
+            factor: self.factor()?,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings: self.original_max_position_embeddings()?,
+        })
+    }
+
+    fn yarn(&self) -> Result<RopeScaling, ModelError> {
+        let original_max_position_embeddings = self.original_max_position_embeddings()?;
+        let factor = match self.optional("factor")? {
+            Some(factor) => above("factor", 0.0, factor)?,
+            None => f64::from(self.max_position_embeddings) / original_max_position_embeddings,
+        };
+        let attention_factor = match self.optional("attention_factor")? {
+            Some(given) => given,
+            None => match (self.optional("mscale")?, self.optional("mscale_all_dim")?) {
+                (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
+                    yarn_mscale(factor, mscale) / yarn_mscale(factor, all)
+                }
+                _ => yarn_mscale(factor, 1.0),
+            },
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            attention_factor: above("attention_factor", 0.0, attention_factor)?,
+            beta_fast: above(
+                "beta_fast",
+                0.0,
+                self.optional("beta_fast")?.unwrap_or(32.0),
+            )?,
+            beta_slow: above("beta_slow", 0.0, self.optional("beta_slow")?.unwrap_or(1.0))?,
+            truncate: self.get("truncate").and_then(Value::as_bool) != Some(false),
+            original_max_position_embeddings,
+        })
+    }
+
+    fn factor(&self) -> Result<f64, ModelError> {
+        above("factor", 0.0, self.required("factor")?)
+    }
+
+    /// A value beside the parameters wins over one inside, as in transformers (Phi-3 has both).
+    fn original_max_position_embeddings(&self) -> Result<f64, ModelError> {
+        const KEY: &str = "original_max_position_embeddings";
+        let given = match self.config.get(KEY) {
+            Some(value) => Some(number(KEY, value)?),
+            None => self.optional(KEY)?,
+        };
+        above(
+            KEY,
+            0.0,
+            given.unwrap_or(f64::from(self.max_position_embeddings)),
+        )
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.values?.get(key).filter(|value| !value.is_null())
+    }
+
+    fn optional(&self, key: &'static str) -> Result<Option<f64>, ModelError> {
+        self.get(key).map(|value| number(key, value)).transpose()
+    }
+
+    fn required(&self, key: &'static str) -> Result<f64, ModelError> {
+        self.optional(key)?
+            .ok_or_else(|| invalid(key, "a number", None))
+    }
+}
+
+/// The paper's temperature for a context longer by `factor`.
+fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 {
+        1.0
+    } else {
+        0.1 * mscale * factor.ln() + 1.0
+    }
+}
+
+fn number(key: &'static str, value: &Value) -> Result<f64, ModelError> {
+    value
+        .as_f64()
+        .ok_or_else(|| invalid(key, "a number", Some(value)))
+}
+
+fn above(key: &'static str, bound: f64, value: f64) -> Result<f64, ModelError> {
+    if value.is_finite() && value > bound {
+        return Ok(value);
+    }
+    Err(ModelError::Config {
+        key,
+        rule: if bound == 0.0 { "above 0" } else { "above 1" },
+        value: value.to_string(),
+    })
+}
