@@ -42,6 +42,8 @@ mod reshape_and_cache;
 mod rms_norm;
 #[path = "../rope/mod.rs"]
 mod rope;
+#[path = "../sample/mod.rs"]
+mod sample;
 #[path = "../silu_mul/mod.rs"]
 mod silu_mul;
 #[path = "../slots/mod.rs"]
@@ -55,6 +57,10 @@ pub use paged_attention::{AttentionMetadata, AttentionParams, paged_attention};
 pub use reshape_and_cache::reshape_and_cache;
 pub use rms_norm::rms_norm;
 pub use rope::{RopePairing, rope};
+pub use sample::{
+    GREEDY_TEMPERATURE, History, LogprobsMode, SampleBatch, SampleParams, Span, TokenScores, sample,
+    score_tokens,
+};
 pub use silu_mul::silu_mul;
 pub use slots::{gather_slots, write_slots};
 
