@@ -77,7 +77,7 @@ class Frontend:
 
     def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Reply:
         """Waits for a reply, whatever it is."""
-        if not self._socket.poll(timeout_s * 1000):
+        if not self._socket.poll(max(0, int(timeout_s * 1000))):
             raise TimeoutError(f"no reply within {timeout_s:g} s")
         return wire.decode_reply(self._socket.recv())
 

@@ -100,30 +100,31 @@ class Server:
 
     # ---- Requests ----
 
-    def post(self, path: str, **body: object) -> requests.Response:
+    def post(self, path: str, **body: Any) -> requests.Response:
         """Posts JSON; any status is returned."""
         return requests.post(
             f"{self.url}{path}", json={"model": "model"} | body, timeout=REQUEST_TIMEOUT_S
         )
 
-    def complete(self, prompt: object, **parameters: object) -> dict[str, Any]:
+    def complete(self, prompt: Any, **parameters: Any) -> dict[str, Any]:
         """One choice of `/v1/completions`, with its token ids."""
         return self._choice("/v1/completions", prompt=prompt, **parameters)
 
-    def chat(self, content: str, **parameters: object) -> dict[str, Any]:
+    def chat(self, content: str, **parameters: Any) -> dict[str, Any]:
         """One choice of `/v1/chat/completions`, with its token ids."""
         return self._choice("/v1/chat/completions", messages=messages(content), **parameters)
 
-    def complete_all(self, prompts: list[Any], **parameters: object) -> list[dict[str, Any]]:
+    def complete_all(self, prompts: list[Any], **parameters: Any) -> list[dict[str, Any]]:
         """All prompts at once, one connection each."""
         with ThreadPoolExecutor(len(prompts)) as threads:
             return list(threads.map(lambda prompt: self.complete(prompt, **parameters), prompts))
 
-    def stream(self, path: str, **body: object) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, **body: Any) -> Iterator[dict[str, Any]]:
         """The events of a streaming request."""
+        payload: dict[str, Any] = {"model": "model", "stream": True, "return_token_ids": True}
         response = requests.post(
             f"{self.url}{path}",
-            json={"model": "model", "stream": True, "return_token_ids": True} | body,
+            json=payload | body,
             timeout=REQUEST_TIMEOUT_S,
             stream=True,
         )
@@ -142,7 +143,7 @@ class Server:
         assert samples, f"no metric {name}"
         return sum(float(line.rpartition(" ")[2]) for line in samples)
 
-    def _choice(self, path: str, **body: object) -> dict[str, Any]:
+    def _choice(self, path: str, **body: Any) -> dict[str, Any]:
         response = self.post(path, return_token_ids=True, **body)
         assert response.status_code == requests.codes.ok, f"{response.text}\n{self.log()}"
         answer = response.json()

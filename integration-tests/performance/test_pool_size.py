@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from framework.daemon import Daemon
 from framework.frontend import Frontend, new_request, ready_frontend
 from framework.greedy import BLOCK_SIZE
@@ -31,9 +32,7 @@ def model(tiny: Callable[[str], Path]) -> Path:
     return tiny("gqa")
 
 
-def test_memory_grows_by_what_is_written(
-    make_folder: Callable[[], Path], model: Path
-) -> None:
+def test_memory_grows_by_what_is_written(make_folder: Callable[[], Path], model: Path) -> None:
     with (
         Daemon(make_folder(), f"--memory-fraction={LARGE_SHARE}") as daemon,
         ready_frontend(
