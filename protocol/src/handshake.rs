@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
+use crate::limits::{MAX_KV_CACHE_GROUPS, MAX_STRING_BYTES};
+
 /// Opens a session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
@@ -10,8 +13,10 @@ pub struct Hello {
     /// Newest protocol version that the frontend speaks.
     pub max_protocol_version: u16,
     /// Version of vLLM, for logs and `metald status`.
+    #[serde(deserialize_with = "bounded::string::<MAX_STRING_BYTES, _>")]
     pub vllm_version: String,
     /// What people call this frontend, for logs and `metald status`.
+    #[serde(deserialize_with = "bounded::string::<MAX_STRING_BYTES, _>")]
     pub frontend: String,
     /// Process id of the frontend.
     pub pid: u32,
@@ -43,8 +48,10 @@ pub struct Welcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadModel {
     /// Absolute path of a folder in Hugging Face's layout.
+    #[serde(deserialize_with = "bounded::string::<MAX_STRING_BYTES, _>")]
     pub path: String,
     /// `float32`, `float16` or `bfloat16`: what weights and KV cache are held in.
+    #[serde(deserialize_with = "bounded::string::<MAX_STRING_BYTES, _>")]
     pub dtype: String,
     /// Longest request, in tokens.
     pub max_model_len: u32,
@@ -54,6 +61,7 @@ pub struct LoadModel {
     pub max_num_batched_tokens: u32,
     /// vLLM's `logprobs_mode`: `raw_logprobs`, `processed_logprobs`, `raw_logits` or
     /// `processed_logits`.
+    #[serde(deserialize_with = "bounded::string::<MAX_STRING_BYTES, _>")]
     pub logprobs_mode: String,
 }
 
@@ -119,6 +127,7 @@ pub struct CreateCache {
     /// Tokens in a block.
     pub block_size: u32,
     /// The layers (indices into `kv_cache_specs`) of each KV-cache group.
+    #[serde(deserialize_with = "bounded::list::<MAX_KV_CACHE_GROUPS, _, _>")]
     pub groups: Vec<Vec<u32>>,
 }
 

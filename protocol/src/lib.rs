@@ -14,8 +14,10 @@
 //! - [`error`]: [`ErrorCode`] and its [`Scope`]
 //! - [`codec`]: bytes to messages and back
 //! - [`arrays`]: number arrays that travel as raw little-endian bytes
+//! - `bounded`: lists and strings that are refused beyond their limit
 
 pub mod arrays;
+mod bounded;
 pub mod codec;
 pub mod error;
 pub mod handshake;

@@ -6,6 +6,9 @@
 /// Requests in one scheduler step. vLLM's largest default of `max_num_seqs` is 1,024.
 pub const MAX_REQUESTS_PER_STEP: usize = 1024;
 
+/// Requests that a session may know: a finished one keeps its handle until the step after its end.
+pub const MAX_HANDLES: usize = 2 * MAX_REQUESTS_PER_STEP;
+
 /// Tokens of one request, prompt and output: the longest context that models of today offer.
 pub const MAX_TOKENS_PER_REQUEST: usize = 1 << 20;
 
@@ -23,6 +26,12 @@ pub const MAX_STRING_BYTES: usize = 4096;
 
 /// Token ids in one list of [`SamplingParams`](crate::SamplingParams): as many as a vocabulary has.
 pub const MAX_TOKEN_LIST: usize = MAX_VOCAB_SIZE;
+
+/// Sequences in `SamplingParams::bad_words_token_ids`.
+pub const MAX_BAD_WORDS: usize = 1 << 14;
+
+/// Groups of layers that share a block table: one per kind of attention, and room.
+pub const MAX_KV_CACHE_GROUPS: usize = 64;
 
 /// Steps that a session may have waiting or running: one runs, one is built on its result.
 pub const MAX_STEPS_IN_FLIGHT: usize = 2;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
+use crate::limits::{MAX_BAD_WORDS, MAX_REQUESTS_PER_STEP, MAX_TOKEN_LIST};
 use crate::{F32Array, I32Array};
 
 /// The part of vLLM's `SamplingParams` (vllm/sampling_params.py) that a worker has to honour.
@@ -28,18 +30,23 @@ pub struct SamplingParams {
     /// Until so many tokens were sampled, none of `stop_token_ids` is allowed.
     pub min_tokens: u32,
     /// vLLM's `all_stop_token_ids`: end of sequence and the request's own stop tokens.
+    #[serde(deserialize_with = "bounded::list::<MAX_TOKEN_LIST, _, _>")]
     pub stop_token_ids: Vec<u32>,
     /// Added to the logits, as pairs of token id and bias.
+    #[serde(deserialize_with = "bounded::list::<MAX_TOKEN_LIST, _, _>")]
     pub logit_bias: Vec<(u32, f64)>,
     /// The only tokens allowed, if given.
+    #[serde(deserialize_with = "bounded::optional_list::<MAX_TOKEN_LIST, _, _>")]
     pub allowed_token_ids: Option<Vec<u32>>,
     /// Sequences of tokens whose last one must not follow the others.
+    #[serde(deserialize_with = "bounded::list::<MAX_BAD_WORDS, _, _>")]
     pub bad_words_token_ids: Vec<Vec<u32>>,
     /// How many of the most likely tokens to report, beside the sampled one; -1 for all.
     pub logprobs: Option<i32>,
     /// The same for the tokens of the prompt.
     pub prompt_logprobs: Option<i32>,
     /// Report these tokens instead of the most likely ones.
+    #[serde(deserialize_with = "bounded::optional_list::<MAX_TOKEN_LIST, _, _>")]
     pub logprob_token_ids: Option<Vec<u32>>,
 }
 
@@ -71,6 +78,7 @@ impl Default for SamplingParams {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GrammarBitmask {
     /// The rows of the step that are bound by a grammar, as indices into `Exec::handles`.
+    #[serde(deserialize_with = "bounded::list::<MAX_REQUESTS_PER_STEP, _, _>")]
     pub rows: Vec<u32>,
     /// `[rows.len(), ceil(vocab_size / 32)]`: bit `t % 32` of word `t / 32` is set if token `t` is
     /// allowed.

@@ -7,6 +7,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
+use crate::limits::{
+    MAX_HANDLES, MAX_KV_CACHE_GROUPS, MAX_REQ_ID_BYTES, MAX_REQUESTS_PER_STEP, MAX_TOKENS_PER_STEP,
+};
 use crate::{GrammarBitmask, I32Array, Logprobs, SamplingParams};
 
 /// One scheduling decision of one frontend.
@@ -18,18 +22,25 @@ pub struct Exec {
     /// Whether a [`Sample`] with this step's grammar follows. Otherwise `grammar` says it all.
     pub sample_follows: bool,
     /// Handles of requests that ended, were aborted or were preempted.
+    #[serde(deserialize_with = "bounded::list::<MAX_HANDLES, _, _>")]
     pub finished: Vec<u32>,
     /// Requests seen for the first time, or resumed after a preemption with all their tokens.
+    #[serde(deserialize_with = "bounded::list::<MAX_REQUESTS_PER_STEP, _, _>")]
     pub new_requests: Vec<NewRequest>,
     /// The requests of this step, new ones included, in the order of the result's rows.
+    #[serde(deserialize_with = "bounded::list::<MAX_REQUESTS_PER_STEP, _, _>")]
     pub handles: Vec<u32>,
     /// `num_computed_tokens` of each row: tokens whose keys and values are in the cache.
+    #[serde(deserialize_with = "bounded::list::<MAX_REQUESTS_PER_STEP, _, _>")]
     pub num_computed_tokens: Vec<u32>,
     /// `num_scheduled_tokens` of each row: tokens to run now. Empty when each row runs one.
+    #[serde(deserialize_with = "bounded::list::<MAX_REQUESTS_PER_STEP, _, _>")]
     pub num_scheduled_tokens: Vec<u32>,
     /// Blocks added to running requests.
+    #[serde(deserialize_with = "bounded::list::<MAX_REQUESTS_PER_STEP, _, _>")]
     pub new_blocks: Vec<NewBlocks>,
     /// Blocks to copy before the forward, as pairs of source and destination.
+    #[serde(deserialize_with = "bounded::list::<MAX_TOKENS_PER_STEP, _, _>")]
     pub block_copies: Vec<(u32, u32)>,
     /// The grammar of this step's structured requests, if there are any.
     pub grammar: Option<GrammarBitmask>,
@@ -41,12 +52,14 @@ pub struct NewRequest {
     /// The number by which later steps name this request. Free in this session.
     pub handle: u32,
     /// vLLM's id, for logs.
+    #[serde(deserialize_with = "bounded::string::<MAX_REQ_ID_BYTES, _>")]
     pub req_id: String,
     /// Prompt, and after it the tokens that the request had already generated.
     pub token_ids: I32Array,
     /// How many of `token_ids` are the prompt.
     pub num_prompt_tokens: u32,
     /// The block table of each KV-cache group, in the session's numbering.
+    #[serde(deserialize_with = "bounded::list::<MAX_KV_CACHE_GROUPS, _, _>")]
     pub block_ids: Vec<Vec<u32>>,
     /// How its tokens are sampled.
     pub sampling_params: SamplingParams,
@@ -58,6 +71,7 @@ pub struct NewBlocks {
     /// Index into [`Exec::handles`].
     pub row: u32,
     /// The blocks of each KV-cache group, in the session's numbering.
+    #[serde(deserialize_with = "bounded::list::<MAX_KV_CACHE_GROUPS, _, _>")]
     pub block_ids: Vec<Vec<u32>>,
 }
 

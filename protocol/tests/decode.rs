@@ -6,8 +6,10 @@ mod counting_allocator;
 
 use common::{Message, examples};
 use counting_allocator::peak_bytes_during;
-use metal_rpc_protocol::limits::{MAX_DEPTH, MAX_MESSAGE_BYTES};
-use metal_rpc_protocol::{CodecError, decode_reply, decode_request};
+use metal_rpc_protocol::limits::{
+    MAX_DEPTH, MAX_KV_CACHE_GROUPS, MAX_MESSAGE_BYTES, MAX_STRING_BYTES,
+};
+use metal_rpc_protocol::{CodecError, Request, decode_reply, decode_request};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -199,25 +201,59 @@ fn a_length_bomb_takes_no_memory() {
     }
 }
 
-/// A list of empty lists is the worst ratio: one byte on the wire, a `Vec` in memory, twice while
-/// the list around it grows.
+/// The worst ratios of memory to wire: a byte that is a number, and one that is a list.
 #[test]
 fn decoding_takes_a_small_multiple_of_the_message() {
-    const EMPTY_LISTS: u32 = 4 << 20;
-    let list = [
+    const NUM_IDS: u32 = 4 << 20;
+    let ids = [
         &[0xdd][..],
-        &EMPTY_LISTS.to_be_bytes(),
-        &vec![0x90; 4 << 20],
+        &NUM_IDS.to_be_bytes(),
+        &vec![0x7f; NUM_IDS as usize],
     ]
     .concat();
-    let create_cache = [&[0x94, 4, 0xc4, 0, 1, 0x93, 1, 1][..], &list].concat();
+    let create_cache = [&[0x94, 4, 0xc4, 0, 1, 0x93, 1, 1, 0x91][..], &ids].concat();
     let peak = peak_bytes_during(|| {
         assert!(decode_request(&create_cache).is_ok());
     });
+    // Four bytes for one, and as much again twice over while the list grows.
     assert!(
-        peak <= 3 * size_of::<Vec<u32>>() * create_cache.len(),
+        peak <= 3 * size_of::<u32>() * create_cache.len(),
         "{peak} bytes"
     );
+}
+
+#[test]
+fn a_list_beyond_its_limit_is_refused_before_it_is_read() {
+    let lists = (MAX_KV_CACHE_GROUPS + 1, "at most 64 elements");
+    for (length, reason) in [lists, (u32::MAX as usize, "at most 64 elements")] {
+        let announced = u32::try_from(length).expect("fits").to_be_bytes();
+        let list = [&[0xdd][..], &announced, &vec![0x90; 1 << 20]].concat();
+        let create_cache = [&[0x94, 4, 0xc4, 0, 1, 0x93, 1, 1][..], &list].concat();
+        let peak = peak_bytes_during(|| check_refused(&create_cache, reason));
+        assert!(peak < 4096, "{peak} bytes");
+    }
+    let most = [&[0xdc, 0, 64][..], &[0x90; 64]].concat();
+    let create_cache = [&[0x94, 4, 0xc4, 0, 1, 0x93, 1, 1][..], &most].concat();
+    assert!(decode_request(&create_cache).is_ok());
+}
+
+#[test]
+fn a_string_beyond_its_limit_is_refused() {
+    for (length, is_legal) in [(MAX_STRING_BYTES, true), (MAX_STRING_BYTES + 1, false)] {
+        let (_, mut hello) = examples().remove(0);
+        let Message::Request(envelope) = &mut hello else {
+            panic!("the first is a request")
+        };
+        let Request::Hello(body) = &mut envelope.request else {
+            panic!("the first is hello")
+        };
+        body.frontend = "a".repeat(length);
+        assert_eq!(
+            decode_request(&hello.encode()).is_ok(),
+            is_legal,
+            "{length} bytes"
+        );
+    }
 }
 
 fn check_refused(bytes: &[u8], reason: &str) {

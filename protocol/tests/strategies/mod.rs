@@ -3,6 +3,7 @@
 mod handshake;
 mod step;
 
+use metal_rpc_protocol::limits::MAX_REQ_ID_BYTES;
 use metal_rpc_protocol::{
     ErrorCode, ErrorReply, KvStatus, ModelStatus, Reply, ReplyEnvelope, Request, RequestEnvelope,
     Scope, SessionStatus, SessionToken, StatusReport,
@@ -125,7 +126,7 @@ fn text() -> impl Strategy<Value = String> {
         ".{0,8}",
         (30_usize..34).prop_map(|length| "a".repeat(length)),
         (254_usize..258).prop_map(|length| "a".repeat(length)),
-        Just("a".repeat(65_536)),
+        Just("a".repeat(MAX_REQ_ID_BYTES)),
     ]
 }
 
