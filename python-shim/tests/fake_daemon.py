@@ -54,6 +54,7 @@ class Script:
         restart_after: Numbers of steps after which the daemon dies and a new one listens.
         refuse: Answers of set-up messages, by their type, used once.
         step_delay_s: Time that a step takes.
+        fail_token: A request whose prompt begins with it cannot be sampled.
         mute: Whether to read and answer nothing.
         down_s: How long a restart takes.
     """
@@ -70,6 +71,7 @@ class Script:
     sliding_window: int | None = None
     vocab_size: int = 1024
     first_token: int = 100
+    fail_token: int = -1
 
 
 class FakeDaemon:
@@ -213,7 +215,12 @@ class FakeDaemon:
         counts = step.num_scheduled_tokens or [1] * len(step.handles)
         rows = zip(step.handles, step.num_computed_tokens, counts, strict=True)
         sampled = [self._row(session, *row) for row in rows]
-        return m.StepResult(np.asarray(sampled, "<i4").tobytes(), None, [], [], 1, 2)
+        errors = []
+        for row, handle in enumerate(step.handles):
+            if session.requests[handle].tokens[0] == self.script.fail_token:
+                sampled[row] = -1
+                errors.append(m.RowError(row, "no token is allowed"))
+        return m.StepResult(np.asarray(sampled, "<i4").tobytes(), None, [], errors, 1, 2)
 
     def _row(self, session: FakeSession, handle: int, computed: int, count: int) -> int:
         request = session.requests.get(handle)

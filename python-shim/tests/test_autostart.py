@@ -1,0 +1,162 @@
+"""Starting a daemon: which, how, and what is said when it does not work."""
+
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vllm_metal_rpc import autostart, envs
+from vllm_metal_rpc import messages as m
+from vllm_metal_rpc.autostart import Autostart, find_daemon
+from vllm_metal_rpc.errors import DaemonUnavailable, MetalRpcError
+from vllm_metal_rpc.session import Options, Session
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def session_of(endpoint: str, timeout_s: float = 20.0) -> Session:
+    return Session(Options(endpoint, "0.33.0", "test", timeout_s, Autostart(endpoint)))
+
+
+def test_a_daemon_is_started_in_its_own_session_and_outlives_ours(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"""#!{sys.executable}
+import os, sys, time
+sys.path[:0] = {sys.path!r}
+from fake_daemon import FakeDaemon
+assert sys.argv[1:] == ["serve"]
+print("sid", os.getsid(0), flush=True)
+with FakeDaemon(os.environ["METAL_RPC_ENDPOINT"]):
+    time.sleep(60)
+"""
+    monkeypatch.setenv("METAL_RPC_DAEMON", str(script(tmp_path / "metald", body)))
+    session = session_of(endpoint)
+    pid = session.open().pid
+    try:
+        assert os.getsid(pid) == pid != os.getsid(0)
+        assert f"sid {pid}" in envs.log_path().read_text()
+        session.close()
+        again = session_of(endpoint)
+        assert again.open().pid == pid
+        again.close()
+    finally:
+        os.kill(pid, 9)
+
+
+def test_a_daemon_that_ends_early_shows_its_last_words(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envs.log_path().parent.mkdir(parents=True)
+    envs.log_path().write_text("of an earlier daemon\n")
+    body = "#!/bin/sh\necho 'no Metal device'\nexit 3\n"
+    monkeypatch.setenv("METAL_RPC_DAEMON", str(script(tmp_path / "metald", body)))
+    with pytest.raises(DaemonUnavailable) as caught:
+        session_of(endpoint).open()
+    text = str(caught.value)
+    assert "exit code 3" in text
+    assert "no Metal device" in text
+    assert str(envs.log_path()) in text
+    assert "earlier daemon" not in text
+
+
+def test_a_daemon_that_is_killed_early_says_by_what(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "#!/bin/sh\nkill -9 $$\n"
+    monkeypatch.setenv("METAL_RPC_DAEMON", str(script(tmp_path / "metald", body)))
+    with pytest.raises(DaemonUnavailable, match=r"signal 9[\s\S]*it wrote nothing"):
+        session_of(endpoint).open()
+
+
+def test_a_second_daemon_leaves_the_first_alone(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = tmp_path / "count"
+    body = f"#!/bin/sh\necho x >> {count}\nexit {autostart.EXIT_ALREADY_RUNNING}\n"
+    monkeypatch.setenv("METAL_RPC_DAEMON", str(script(tmp_path / "metald", body)))
+    starter = Autostart(endpoint)
+    starter.ensure()
+    child = starter._child
+    assert child is not None
+    child.wait(5)
+    starter.ensure()
+    starter.ensure()
+    assert starter._child is not None
+    starter._child.wait(5)
+    assert count.read_text() == "x\nx\n"
+
+
+def test_the_daemon_is_looked_for_by_variable_path_and_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAL_RPC_DAEMON", str(tmp_path / "missing"))
+    with pytest.raises(DaemonUnavailable, match="METAL_RPC_DAEMON"):
+        find_daemon()
+    monkeypatch.delenv("METAL_RPC_DAEMON")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(autostart, "__file__", str(tmp_path / "a" / "b" / "c" / "autostart.py"))
+    with pytest.raises(DaemonUnavailable, match="METAL_RPC_AUTOSTART=0"):
+        find_daemon()
+    (tmp_path / "target" / "release").mkdir(parents=True)
+    built = script(tmp_path / "target" / "release" / "metald", "#!/bin/sh\n")
+    assert find_daemon() == str(built)
+    on_path = script(tmp_path / "metald", "#!/bin/sh\n")
+    assert find_daemon() == str(on_path)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"XDG_RUNTIME_DIR": "/run/u"}, "ipc:///run/u/metal-rpc/metald.sock"),
+        ({"TMPDIR": "/t"}, f"ipc:///t/metal-rpc-{os.getuid()}/metald.sock"),
+        ({}, f"ipc:///tmp/metal-rpc-{os.getuid()}/metald.sock"),
+        ({"METAL_RPC_ENDPOINT": "tcp://127.0.0.1:7"}, "tcp://127.0.0.1:7"),
+    ],
+)
+def test_endpoint(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_RUNTIME_DIR", "TMPDIR", "METAL_RPC_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert envs.endpoint() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("METAL_RPC_ENDPOINT", "/a/path", envs.endpoint),
+        ("METAL_RPC_RECOVERY_TIMEOUT_S", "soon", envs.recovery_timeout_s),
+        ("VLLM_METAL_MEMORY_FRACTION", "1.5", envs.memory_fraction),
+        ("VLLM_METAL_MEMORY_FRACTION", "0", envs.memory_fraction),
+        ("VLLM_METAL_BLOCK_SIZE", "16.5", envs.block_size),
+    ],
+)
+def test_a_bad_variable_is_named(
+    name: str, value: str, read: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(MetalRpcError, match=name):
+        read()  # type: ignore[operator]
+
+
+def test_a_load_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    from vllm_metal_rpc.progress import LoadLog
+
+    caplog.set_level("INFO", "vllm.metal_rpc")
+    log = LoadLog(m.LoadModel("/m", "bfloat16", 1, 1, 1, ""))
+    for share in range(101):
+        log.show(m.LoadProgress(share, 100))
+    assert len(caplog.records) == 10
+    log._shown_at = time.monotonic() - 6
+    log.show(m.LoadProgress(100, 100))
+    assert len(caplog.records) == 11
