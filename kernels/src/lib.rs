@@ -58,8 +58,8 @@ pub use reshape_and_cache::reshape_and_cache;
 pub use rms_norm::rms_norm;
 pub use rope::{RopePairing, rope};
 pub use sample::{
-    GREEDY_TEMPERATURE, History, LogprobsMode, SampleBatch, SampleParams, Span, TokenScores, sample,
-    score_tokens,
+    GREEDY_TEMPERATURE, History, LogprobsMode, SampleBatch, SampleParams, Span, TokenScores,
+    sample, score_tokens,
 };
 pub use silu_mul::silu_mul;
 pub use slots::{gather_slots, write_slots};
