@@ -1,8 +1,14 @@
 //! The paged KV cache: its arrays, and who owns which block of them.
 //!
 //! # Layout
-//! - [`layer`]: the keys and values of one layer
+//! - [`layer`]: the arrays that hold keys and values
+//! - [`block_pool`]: which blocks of the arrays are free
+//! - [`block_map`]: which of them a frontend's block numbers mean: the wall between frontends
 
+pub mod block_map;
+pub mod block_pool;
 pub mod layer;
 
+pub use block_map::{BlockError, BlockMap, SessionBlockId};
+pub use block_pool::{BlockPool, PoolBlockId};
 pub use layer::{KvCache, LayerCache};

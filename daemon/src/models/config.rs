@@ -280,3 +280,6 @@ fn epsilon(value: f64) -> Result<f32, ModelError> {
     })
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! The steps of one or more sessions, laid out flat for one forward.
+//!
+//! # Layout
+//! - [`InputBatch`]: the arrays of one forward
+//! - [`admission`]: which waiting steps run together
+
+pub mod admission;
+
+use metal_rpc_kernels::{AttentionMetadata, KernelError};
+use mlx_rs::Array;
+use mlx_rs::ops::concatenate;
+
+use crate::models::ForwardInput;
+use crate::session::{TokenTable, ValidStep};
+
+/// One session's part of a forward.
+#[derive(Debug)]
+pub struct BatchedStep<'a> {
+    /// The step.
+    pub step: &'a ValidStep,
+    /// Tokens of its requests, new ones already written.
+    pub token_table: &'a TokenTable,
+}
+
+/// The arrays of one forward, requests of one step after those of another.
+#[derive(Debug)]
+pub struct InputBatch {
+    /// What the model reads.
+    pub input: ForwardInput,
+    /// `[num_sampled]` i32: the last token of each request that samples, as an index into the
+    /// forward's tokens. Absent when none does.
+    pub logits_indices: Option<Array>,
+    /// Tokens in the forward.
+    pub num_tokens: u32,
+}
+
+impl InputBatch {
+    /// Lays out `steps`.
+    ///
+    /// # Errors
+    /// If MLX refuses an array.
+    pub fn build(steps: &[BatchedStep<'_>], block_size: u32) -> Result<Self, KernelError> {
+        let mut layout = Layout::default();
+        let mut token_ids = Vec::with_capacity(steps.len());
+        for BatchedStep { step, token_table } in steps {
+            let first_token = layout.positions.len();
+            layout.add_step(step, block_size);
+            let slots: Vec<i32> = layout
+                .token_rows
+                .drain(..)
+                .zip(&layout.positions[first_token..])
+                .map(|(handle, position)| token_table.slot(handle, position.cast_unsigned()))
+                .collect();
+            token_ids.push(token_table.gather(&array(&slots))?);
+        }
+        let token_ids = match <[Array; 1]>::try_from(token_ids) {
+            Ok([token_ids]) => token_ids,
+            Err(token_ids) => concatenate(&token_ids, 0)?,
+        };
+        Ok(layout.finish(token_ids))
+    }
+}
+
+fn array(values: &[i32]) -> Array {
+    let len = i32::try_from(values.len()).expect("a forward's size is limited");
+    Array::from_slice(values, &[len])
+}
+
+/// The arrays of a forward, growing row by row.
+#[derive(Debug, Default)]
+struct Layout {
+    /// Handle of each token of the step that is being added.
+    token_rows: Vec<u32>,
+    positions: Vec<i32>,
+    slot_mapping: Vec<i32>,
+    query_start_loc: Vec<i32>,
+    seq_lens: Vec<i32>,
+    logits_indices: Vec<i32>,
+    block_tables: Vec<Vec<i32>>,
+}
+
+impl Layout {
+    fn add_step(&mut self, step: &ValidStep, block_size: u32) {
+        let mut blocks = step.block_table.as_slice();
+        for row in &step.rows {
+            let (row_blocks, rest) = blocks.split_at(row.num_blocks as usize);
+            blocks = rest;
+            self.query_start_loc.push(to_i32(self.positions.len()));
+            for position in row.num_computed_tokens..row.seq_len() {
+                let block = row_blocks[(position / block_size) as usize];
+                self.positions.push(position.cast_signed());
+                self.slot_mapping
+                    .push(block * block_size.cast_signed() + (position % block_size).cast_signed());
+                self.token_rows.push(row.handle);
+            }
+            self.seq_lens.push(row.seq_len().cast_signed());
+            self.block_tables.push(row_blocks.to_vec());
+            if row.samples() {
+                self.logits_indices.push(to_i32(self.positions.len() - 1));
+            }
+        }
+    }
+
+    fn finish(mut self, token_ids: Array) -> InputBatch {
+        let num_reqs = self.block_tables.len();
+        self.query_start_loc.push(to_i32(self.positions.len()));
+        let max_blocks = self.block_tables.iter().map(Vec::len).max().unwrap_or(0);
+        let mut block_table = vec![0; num_reqs * max_blocks];
+        for (row, blocks) in block_table.chunks_exact_mut(max_blocks).zip(&self.block_tables) {
+            row[..blocks.len()].copy_from_slice(blocks);
+        }
+        let logits_indices =
+            (!self.logits_indices.is_empty()).then(|| array(&self.logits_indices));
+        InputBatch {
+            num_tokens: u32::try_from(self.positions.len()).expect("a forward's size is limited"),
+            input: ForwardInput {
+                token_ids,
+                positions: array(&self.positions),
+                slot_mapping: array(&self.slot_mapping),
+                attention: AttentionMetadata {
+                    block_table: Array::from_slice(
+                        &block_table,
+                        &[to_i32(num_reqs), to_i32(max_blocks)],
+                    ),
+                    query_start_loc: array(&self.query_start_loc),
+                    seq_lens: array(&self.seq_lens),
+                },
+            },
+            logits_indices,
+        }
+    }
+}
+
+fn to_i32(value: usize) -> i32 {
+    i32::try_from(value).expect("a forward's size is limited")
+}

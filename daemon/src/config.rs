@@ -1,0 +1,224 @@
+//! How the daemon is told what to do: flags over environment variables over defaults.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::device::{DeviceError, MemoryBudget};
+use crate::endpoint::{Endpoint, EndpointError};
+use crate::engine::EngineConfig;
+
+/// The daemon that owns the GPU, the paged KV cache and MLX model execution for vLLM.
+#[derive(Debug, Parser)]
+#[command(name = "metald", version, about)]
+pub struct Flags {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `metald` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve vLLM frontends until SIGTERM or SIGINT.
+    Serve(ServeFlags),
+    /// Show what a running daemon does.
+    Status(StatusFlags),
+    /// Continue a prompt with a model, without vLLM and without a running daemon.
+    Generate(GenerateFlags),
+}
+
+/// Flags of `metald serve`.
+#[derive(Debug, Args)]
+pub struct ServeFlags {
+    #[command(flatten)]
+    endpoint: EndpointFlags,
+    #[command(flatten)]
+    engine: EngineFlags,
+    /// Seconds that a model stays in memory after its last frontend has left.
+    #[arg(long, env = "METAL_RPC_MODEL_KEEP_ALIVE_S", default_value_t = 300, value_name = "SECONDS")]
+    model_keep_alive_s: u64,
+    /// Write logs as JSON lines.
+    #[arg(long)]
+    log_json: bool,
+    /// Log each step.
+    #[arg(long, env = "VLLM_METAL_DEBUG", value_parser = parse_switch, default_value = "0", num_args = 0..=1, default_missing_value = "1", value_name = "0|1")]
+    debug: bool,
+}
+
+/// Flags of `metald status`.
+#[derive(Debug, Args)]
+pub struct StatusFlags {
+    #[command(flatten)]
+    endpoint: EndpointFlags,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `metald generate`.
+#[derive(Debug, Args)]
+pub struct GenerateFlags {
+    #[command(flatten)]
+    engine: EngineFlags,
+    /// Folder of the model, in Hugging Face's layout.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// What weights and KV cache are held in.
+    #[arg(long, default_value = "bfloat16", value_name = "float32|float16|bfloat16")]
+    pub dtype: String,
+    /// Most tokens to generate.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub max_tokens: u32,
+    /// 0 takes the most likely token each time.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Makes draws repeatable.
+    #[arg(long)]
+    pub seed: Option<i64>,
+    /// What to continue.
+    pub prompt: String,
+}
+
+#[derive(Debug, Args)]
+struct EndpointFlags {
+    /// Where frontends reach the daemon [default: a socket in the user's runtime directory].
+    #[arg(long, env = "METAL_RPC_ENDPOINT", value_name = "ipc://PATH")]
+    endpoint: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct EngineFlags {
+    /// What models run on.
+    #[arg(long, env = "VLLM_MLX_DEVICE", default_value = "cpu", value_name = "cpu|gpu")]
+    device: String,
+    /// Share of the device's memory that weights and caches of all frontends may take.
+    #[arg(long, env = "VLLM_METAL_MEMORY_FRACTION", default_value_t = 0.9, value_name = "FRACTION")]
+    memory_fraction: f64,
+}
+
+/// Why the daemon cannot be configured so.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// See [`EndpointError`].
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// See [`DeviceError`].
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Not a share.
+    #[error("memory fraction must be above 0 and at most 1, but is {0}")]
+    MemoryFraction(f64),
+    /// The system does not say how much memory there is.
+    #[error("the size of the memory is not known: {0}")]
+    Memory(#[from] std::io::Error),
+}
+
+/// What `metald serve` runs with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where frontends reach it.
+    pub endpoint: Endpoint,
+    /// The engine's part.
+    pub engine: EngineConfig,
+    /// Whether logs are JSON lines.
+    pub log_json: bool,
+    /// Whether each step is logged.
+    pub debug: bool,
+}
+
+impl ServeFlags {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn resolve(&self) -> Result<Config, ConfigError> {
+        let keep_alive = Duration::from_secs(self.model_keep_alive_s);
+        Ok(Config {
+            endpoint: self.endpoint.resolve()?,
+            engine: self.engine.resolve(keep_alive)?,
+            log_json: self.log_json,
+            debug: self.debug,
+        })
+    }
+}
+
+impl StatusFlags {
+    /// Where the daemon is.
+    ///
+    /// # Errors
+    /// [`EndpointError`].
+    pub fn endpoint(&self) -> Result<Endpoint, EndpointError> {
+        self.endpoint.resolve()
+    }
+}
+
+impl GenerateFlags {
+    /// What to run on.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn engine(&self) -> Result<EngineConfig, ConfigError> {
+        self.engine.resolve(Duration::ZERO)
+    }
+}
+
+impl EndpointFlags {
+    fn resolve(&self) -> Result<Endpoint, EndpointError> {
+        self.endpoint.as_ref().map_or_else(|| Ok(Endpoint::default_of_user()), |text| text.parse())
+    }
+}
+
+impl EngineFlags {
+    fn resolve(&self, model_keep_alive: Duration) -> Result<EngineConfig, ConfigError> {
+        let device = self.device.parse()?;
+        let fraction = self.memory_fraction;
+        if !(fraction > 0.0 && fraction <= 1.0) {
+            return Err(ConfigError::MemoryFraction(fraction));
+        }
+        let memory = MemoryBudget::of_this_machine(fraction)?;
+        Ok(EngineConfig { device, memory, model_keep_alive })
+    }
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "" | "0" | "false" => Ok(false),
+        "1" | "true" => Ok(true),
+        _ => Err("must be 0 or 1".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+
+    fn serve(arguments: &[&str]) -> Result<Config, ConfigError> {
+        let first = ["metald", "serve", "--endpoint", "ipc:///run/m/metald.sock"];
+        let flags = Flags::try_parse_from(first.iter().chain(arguments)).expect("they parse");
+        match flags.command {
+            Command::Serve(serve) => serve.resolve(),
+            other => panic!("{other:?} is not serve"),
+        }
+    }
+
+    #[test]
+    fn flags_become_a_checked_config() {
+        let config = serve(&["--device", "cpu", "--memory-fraction", "0.5"]).expect("it is valid");
+        assert_eq!(config.engine.device, Device::Cpu);
+        assert_eq!(config.engine.model_keep_alive, Duration::from_secs(300));
+        assert!(!config.debug);
+        assert!(serve(&["--debug"]).expect("it is valid").debug);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for fraction in ["0", "1.5", "-1", "NaN"] {
+            let result = serve(&[&format!("--memory-fraction={fraction}")]);
+            assert!(matches!(result, Err(ConfigError::MemoryFraction(_))), "{fraction}");
+        }
+        assert!(matches!(serve(&["--device", "tpu"]), Err(ConfigError::Device(_))));
+    }
+}

@@ -1,0 +1,310 @@
+//! From bytes to whoever serves them: sessions here, everything about models in the engine.
+//!
+//! Never waits for a frontend or for the engine, so that heartbeats and `metald status` are
+//! answered while a model loads.
+
+use std::sync::mpsc::TrySendError;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use metal_rpc_protocol::{
+    ErrorCode, ErrorReply, Hello, PROTOCOL_VERSION, Reply, ReplyEnvelope, Request, RequestEnvelope,
+    Scope, SessionStatus, SessionToken, StatusReport, Welcome, decode_request, encode_reply,
+};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{info, warn};
+
+use crate::engine::{EngineHandle, EngineMessage, EngineRequest, SessionUse};
+use crate::limits::{HEARTBEAT_MS, LEASE_MS, MAX_SESSIONS};
+use crate::outbox::Outbox;
+use crate::session::registry::Connection;
+use crate::session::{Registry, SessionId};
+use crate::socket::{Peer, SocketReceiver, SocketSender};
+
+/// How often leases are looked at.
+const LEASE_CHECK: Duration = Duration::from_millis(250);
+/// How long frontends have to read their last replies when the daemon stops.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Replies outside of sessions on their way at the same time; more are dropped.
+const MAX_LOOSE_REPLIES: usize = 64;
+
+/// What the daemon says about itself.
+#[derive(Clone, Debug)]
+pub struct DaemonInfo {
+    /// Differs between any two daemon processes.
+    pub epoch: u64,
+    /// When it started.
+    pub started: Instant,
+    /// `cpu` or `gpu`.
+    pub device: String,
+}
+
+/// State of the dispatching task.
+#[derive(Debug)]
+pub struct Dispatcher {
+    info: DaemonInfo,
+    engine: EngineHandle,
+    socket: SocketSender,
+    registry: Registry,
+    writers: JoinSet<()>,
+    loose_replies: Arc<Semaphore>,
+}
+
+impl Dispatcher {
+    /// A dispatcher without sessions.
+    #[must_use]
+    pub fn new(info: DaemonInfo, engine: EngineHandle, socket: SocketSender) -> Self {
+        Self {
+            info,
+            engine,
+            socket,
+            registry: Registry::default(),
+            writers: JoinSet::new(),
+            loose_replies: Arc::new(Semaphore::new(MAX_LOOSE_REPLIES)),
+        }
+    }
+
+    /// Serves until `stop` completes, then finishes the steps in flight and takes leave.
+    pub async fn run(mut self, mut receiver: SocketReceiver, stop: impl Future<Output = ()>) {
+        let mut leases = interval(LEASE_CHECK);
+        leases.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                _ = leases.tick() => self.expire(),
+                received = receiver.receive() => match received {
+                    Ok((peer, bytes)) => self.dispatch(&peer, &bytes),
+                    Err(error) => {
+                        warn!(%error, "stopping");
+                        break;
+                    }
+                },
+            }
+        }
+        self.take_leave().await;
+    }
+
+    fn dispatch(&mut self, peer: &Peer, bytes: &[u8]) {
+        let received = Instant::now();
+        let envelope = match decode_request(bytes) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                warn!(%error, "refused a message");
+                let error = refusal(ErrorCode::BadMessage, error.to_string());
+                return self.reply_outside(peer, 0, Reply::Error(error));
+            }
+        };
+        let RequestEnvelope { session, seq, request } = envelope;
+        match (session, request) {
+            (_, Request::Hello(hello)) => self.open(peer, seq, hello, received),
+            (_, Request::Status) => {
+                let report = self.report(received);
+                self.reply_outside(peer, seq, Reply::StatusReport(report));
+            }
+            (Some(token), request) => self.dispatch_in_session(peer, token, (seq, received), request),
+            (None, request) => {
+                let message = format!("{} needs the token of a session", request.name());
+                let error = refusal(ErrorCode::UnknownSession, message);
+                self.reply_outside(peer, seq, Reply::Error(error));
+            }
+        }
+    }
+
+    fn dispatch_in_session(
+        &mut self,
+        peer: &Peer,
+        token: SessionToken,
+        (seq, received): (u64, Instant),
+        request: Request,
+    ) {
+        let Some(connection) = self.registry.hear(token, peer, received) else {
+            let message = "this daemon has no such session: its lease ran out, or another daemon \
+                           opened it; say hello again";
+            let code = ErrorCode::UnknownSession;
+            let error = ErrorReply { code, scope: Scope::Session, message: message.to_owned() };
+            return self.reply_outside(peer, seq, Reply::Error(error));
+        };
+        if seq <= connection.last_seq {
+            let message = format!("seq must rise, but {seq} follows {}", connection.last_seq);
+            return connection.outbox.send_error(seq, refusal(ErrorCode::OutOfOrder, message));
+        }
+        connection.last_seq = seq;
+        let (session, outbox) = (connection.id, connection.outbox.clone());
+        let request = match request {
+            Request::Ping => return outbox.send(seq, Reply::Pong),
+            Request::Goodbye => return self.close(token, seq),
+            Request::LoadModel(load) => EngineRequest::LoadModel(load),
+            Request::ReserveMemory(reserve) => EngineRequest::ReserveMemory(reserve),
+            Request::CreateCache(create) => EngineRequest::CreateCache(create),
+            Request::Exec(exec) => EngineRequest::Exec(exec),
+            Request::Sample(sample) => EngineRequest::Sample(sample),
+            Request::Hello(_) | Request::Status => unreachable!("`dispatch` has served these"),
+        };
+        let message = EngineMessage::Request { session, seq, received, request };
+        if let Err(TrySendError::Full(_)) = self.engine.messages.try_send(message) {
+            let message = "the engine's queue is full".to_owned();
+            outbox.send_error(seq, refusal(ErrorCode::TooManySteps, message));
+        }
+    }
+
+    fn open(&mut self, peer: &Peer, seq: u64, hello: Hello, now: Instant) {
+        match self.try_open(peer, seq, hello, now) {
+            Ok(()) => {}
+            Err(error) => {
+                warn!(error = error.message, "refused a frontend");
+                self.reply_outside(peer, seq, Reply::Error(error));
+            }
+        }
+    }
+
+    fn try_open(&mut self, peer: &Peer, seq: u64, hello: Hello, now: Instant) -> Result<(), ErrorReply> {
+        let spoken = hello.min_protocol_version..=hello.max_protocol_version;
+        if !spoken.contains(&PROTOCOL_VERSION) {
+            let message = format!(
+                "metald {} speaks protocol version {PROTOCOL_VERSION}, this frontend {} to {}; \
+                 install the same version of both",
+                env!("CARGO_PKG_VERSION"),
+                hello.min_protocol_version,
+                hello.max_protocol_version
+            );
+            return Err(refusal(ErrorCode::UnsupportedProtocol, message));
+        }
+        if self.registry.len() >= MAX_SESSIONS {
+            let message = format!("{MAX_SESSIONS} frontends are connected, which is the most");
+            return Err(refusal(ErrorCode::TooManySessions, message));
+        }
+        let frontend = hello.frontend.clone();
+        let (outbox, replies) = Outbox::new();
+        let opened = self.registry.open(hello, peer.clone(), outbox.clone(), now);
+        let (token, connection) = opened.map_err(|error| {
+            refusal(ErrorCode::TooManySessions, format!("no random session token: {error}"))
+        })?;
+        info!(session = connection.id.0, frontend, pid = connection.hello.pid, "frontend connected");
+        self.writers.spawn(write(replies, Arc::clone(&connection.peer), self.socket.clone()));
+        let session = connection.id;
+        outbox.send(
+            seq,
+            Reply::Welcome(Welcome {
+                protocol_version: PROTOCOL_VERSION,
+                daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                epoch: self.info.epoch,
+                session: token.0.to_vec(),
+                heartbeat_ms: HEARTBEAT_MS,
+                lease_ms: LEASE_MS,
+                device: self.info.device.clone(),
+            }),
+        );
+        self.tell_engine(EngineMessage::Open { session, frontend, outbox });
+        Ok(())
+    }
+
+    fn close(&mut self, token: SessionToken, seq: u64) {
+        if let Some(connection) = self.registry.close(token) {
+            info!(session = connection.id.0, frontend = connection.hello.frontend, "goodbye");
+            connection.outbox.send(seq, Reply::Farewell);
+            self.tell_engine(EngineMessage::Close { session: connection.id });
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        for connection in self.registry.expire(now, Duration::from_millis(LEASE_MS.into())) {
+            let Connection { id, hello, last_heard, .. } = connection;
+            let silent_ms = u64::try_from((now - last_heard).as_millis()).unwrap_or(u64::MAX);
+            warn!(session = id.0, frontend = hello.frontend, silent_ms, "session closed");
+            self.tell_engine(EngineMessage::Close { session: id });
+        }
+        // Writers of closed sessions have ended.
+        while self.writers.try_join_next().is_some() {}
+    }
+
+    /// Openings and closings must not be lost. The queue has room for those of all sessions, so
+    /// this waits only while the engine works off a burst.
+    fn tell_engine(&self, message: EngineMessage) {
+        if self.engine.messages.send(message).is_err() {
+            warn!("the engine is gone");
+        }
+    }
+
+    fn report(&self, now: Instant) -> StatusReport {
+        let engine = self.engine.status.lock().expect("nobody panics while holding it").clone();
+        let used_by = |id: SessionId| -> SessionUse {
+            let found = engine.sessions.iter().find(|(session, _)| *session == id);
+            found.map(|(_, used)| used.clone()).unwrap_or_default()
+        };
+        let sessions = self.registry.iter().map(|connection| {
+            let used = used_by(connection.id);
+            SessionStatus {
+                frontend: connection.hello.frontend.clone(),
+                pid: connection.hello.pid,
+                vllm_version: connection.hello.vllm_version.clone(),
+                model: used.model,
+                running_requests: used.running_requests,
+                granted_blocks: used.granted_blocks,
+                used_blocks: used.used_blocks,
+                steps: used.steps,
+                tokens: used.tokens,
+                silent_ms: u64::try_from((now - connection.last_heard).as_millis())
+                    .unwrap_or(u64::MAX),
+            }
+        });
+        StatusReport {
+            pid: std::process::id(),
+            epoch: self.info.epoch,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: self.info.started.elapsed().as_secs(),
+            device: self.info.device.clone(),
+            sessions: sessions.collect(),
+            models: engine.models,
+            kv: engine.kv,
+        }
+    }
+
+    /// Answers a peer that has no session. Dropped if too many such answers are on their way.
+    fn reply_outside(&mut self, peer: &Peer, seq: u64, reply: Reply) {
+        let Ok(permit) = Arc::clone(&self.loose_replies).try_acquire_owned() else { return };
+        let bytes = encode_reply(&ReplyEnvelope { seq, reply });
+        let (mut socket, peer) = (self.socket.clone(), peer.clone());
+        self.writers.spawn(async move {
+            // A peer that is gone needs no answer.
+            let _ = socket.send(&peer, bytes).await;
+            drop(permit);
+        });
+    }
+
+    async fn take_leave(mut self) {
+        let engine = self.engine;
+        // The engine's threads finish what is in flight; its replies are queued by then.
+        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
+        for connection in self.registry.iter() {
+            let code = ErrorCode::ShuttingDown;
+            let message = "the daemon stops; say hello to the next one".to_owned();
+            let error = ErrorReply { code, scope: Scope::Daemon, message };
+            connection.outbox.send_error(0, error);
+        }
+        drop(self.registry);
+        let farewell = async { while self.writers.join_next().await.is_some() {} };
+        if timeout(FAREWELL_TIMEOUT, farewell).await.is_err() {
+            warn!("some frontends did not read their last replies");
+        }
+    }
+}
+
+/// Sends the replies of one session until it is closed and its queue is empty.
+async fn write(mut replies: mpsc::Receiver<Vec<u8>>, peer: Arc<Mutex<Peer>>, mut socket: SocketSender) {
+    while let Some(bytes) = replies.recv().await {
+        let peer = peer.lock().expect("nobody panics while holding it").clone();
+        if let Err(error) = socket.send(&peer, bytes).await {
+            // The lease decides whether the frontend is gone, or comes back with its token.
+            warn!(%error, "a reply was lost");
+        }
+    }
+}
+
+fn refusal(code: ErrorCode, message: String) -> ErrorReply {
+    ErrorReply { code, scope: Scope::Request, message }
+}

@@ -1,0 +1,64 @@
+//! Starting and stopping the engine's two threads.
+
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use super::{Engine, EngineChannels, EngineConfig, EngineMessage, EngineStatus};
+use crate::device::DeviceError;
+use crate::limits::{ENGINE_QUEUE_DEPTH, MAX_FORWARDS_IN_FLIGHT};
+use crate::reply;
+
+/// A running engine.
+#[derive(Debug)]
+pub struct EngineHandle {
+    /// Where everything that concerns the engine goes.
+    pub messages: SyncSender<EngineMessage>,
+    /// What it tells about itself, as of its last message.
+    pub status: Arc<Mutex<EngineStatus>>,
+    threads: [JoinHandle<()>; 2],
+}
+
+impl EngineHandle {
+    /// Starts the engine thread, which alone uses MLX, and the reply thread.
+    ///
+    /// # Errors
+    /// If the device cannot be used.
+    pub fn start(config: EngineConfig) -> Result<Self, DeviceError> {
+        config.device.select()?;
+        let (messages, queue) = sync_channel(ENGINE_QUEUE_DEPTH);
+        // Each forward, and the sampling of one that waited for its grammar.
+        let (submitted, forwards) = sync_channel(2 * MAX_FORWARDS_IN_FLIGHT);
+        let status = Arc::new(Mutex::new(EngineStatus::default()));
+        let channels = EngineChannels {
+            queue,
+            messages: messages.clone(),
+            submitted,
+            status: Arc::clone(&status),
+        };
+        let completed = messages.clone();
+        let threads = [
+            spawn("engine", move || Engine::new(config, channels).run()),
+            spawn("reply", move || reply::run(&forwards, &completed)),
+        ];
+        Ok(Self { messages, status, threads })
+    }
+
+    /// Lets the steps in flight finish, then ends both threads.
+    pub fn stop(self) {
+        // A full queue drains; a closed one means that the engine has ended already.
+        let _ = self.messages.send(EngineMessage::Stop);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the engine panicked");
+            }
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .expect("the system has a thread left")
+}

@@ -1,0 +1,30 @@
+//! The daemon's own limits; those of the wire are in `metal_rpc_protocol::limits`.
+
+use metal_rpc_protocol::limits::{MAX_STEPS_IN_FLIGHT, MAX_TOKENS_PER_STEP};
+
+/// Sessions open at the same time.
+pub const MAX_SESSIONS: usize = 64;
+
+/// Messages waiting for the engine: the steps that each session may have in flight, each with its
+/// grammar, one control message and the opening and closing of each.
+pub const ENGINE_QUEUE_DEPTH: usize = MAX_SESSIONS * (2 * MAX_STEPS_IN_FLIGHT + 3);
+
+/// Replies waiting for one frontend to read them: a result and an error per step, and the
+/// progress of a load. A session whose queue is full is closed.
+pub const REPLY_QUEUE_DEPTH: usize = 256;
+
+/// Forwards that the device has to do: one runs, one is built on its result.
+pub const MAX_FORWARDS_IN_FLIGHT: usize = 2;
+
+/// Tokens of one forward, all sessions together.
+pub const MAX_TOKENS_PER_FORWARD: usize = MAX_TOKENS_PER_STEP;
+
+/// How often a frontend should be heard, in milliseconds.
+pub const HEARTBEAT_MS: u32 = 1_000;
+
+/// After so much silence a session is closed, in milliseconds: several heartbeats of a frontend
+/// on a machine under load.
+pub const LEASE_MS: u32 = 8_000;
+
+const _: () = assert!(ENGINE_QUEUE_DEPTH <= 1024);
+const _: () = assert!(LEASE_MS >= 4 * HEARTBEAT_MS);

@@ -1,0 +1,169 @@
+//! Reads the results of forwards and answers the frontends.
+//!
+//! A thread of its own, so that the engine can build the next step while the device still runs
+//! this one. It waits for arrays that the engine has submitted and handed over whole; it never
+//! builds a graph, so it owns no MLX stream.
+
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::{Duration, Instant};
+
+use metal_rpc_kernels::{self as kernels, KernelError};
+use metal_rpc_protocol::{
+    ErrorCode, ErrorReply, Logprobs, PromptLogprobs, Reply, RowError, Scope, StepResult,
+};
+use mlx_rs::Array;
+
+use crate::engine::EngineMessage;
+use crate::outbox::Outbox;
+use crate::sampler::{Sampled, SampledLogprobs};
+use crate::session::SessionId;
+
+/// A submitted forward, or the sampling of one that waited for its grammar.
+#[derive(Debug)]
+pub struct Submitted {
+    /// Ready when the forward is done; absent if that was submitted before.
+    pub done: Option<Array>,
+    /// The steps that it answers.
+    pub replies: Vec<PendingReply>,
+}
+
+/// What is needed to answer one step.
+#[derive(Debug)]
+pub struct PendingReply {
+    /// Whose step it is.
+    pub session: SessionId,
+    /// Where the answer goes.
+    pub outbox: Outbox,
+    /// `seq` of the step.
+    pub seq: u64,
+    /// Rows of the step.
+    pub num_rows: usize,
+    /// The rows that sample, in the order of `sampled`.
+    pub sampled_rows: Vec<u32>,
+    /// Their tokens; absent when no row samples.
+    pub sampled: Option<Sampled>,
+    /// Log probabilities of prompts that this step completes, a chunk after the other.
+    pub prompt_logprobs: Vec<(u32, Vec<SampledLogprobs>)>,
+    /// When the step arrived.
+    pub received: Instant,
+    /// When it was submitted.
+    pub submitted: Instant,
+}
+
+/// Answers everything that is submitted, in order, until the engine is gone.
+pub fn run(submitted: &Receiver<Submitted>, engine: &SyncSender<EngineMessage>) {
+    for forward in submitted {
+        let done = forward.done.as_ref().map_or(Ok(()), kernels::wait);
+        let failed = done.err().map(|error| error.to_string());
+        let sessions = forward.replies.iter().map(|reply| reply.session).collect();
+        for reply in forward.replies {
+            let (outbox, seq) = (reply.outbox.clone(), reply.seq);
+            let result = match &failed {
+                Some(error) => Err(error.clone()),
+                None => read(reply).map_err(|error| error.to_string()),
+            };
+            match result {
+                Ok(result) => outbox.send(seq, Reply::StepResult(result)),
+                Err(error) => {
+                    let (code, scope) = (ErrorCode::StepFailed, Scope::Session);
+                    let message = format!("the device could not run the step: {error}");
+                    outbox.send_error(seq, ErrorReply { code, scope, message });
+                    outbox.close();
+                }
+            }
+        }
+        // While the daemon stops, the engine is gone and what it submitted is still answered.
+        let _ = engine.send(EngineMessage::Completed { sessions });
+    }
+}
+
+fn read(reply: PendingReply) -> Result<StepResult, KernelError> {
+    let mut result = StepResult {
+        token_ids: vec![-1; reply.num_rows].into(),
+        queue_us: micros(reply.submitted - reply.received),
+        ..StepResult::default()
+    };
+    if let Some(sampled) = reply.sampled {
+        let token_ids = kernels::to_vec_i32(&sampled.token_ids)?;
+        for (row, token_id) in reply.sampled_rows.iter().zip(token_ids) {
+            result.token_ids.0[*row as usize] = token_id;
+            if token_id < 0 {
+                let message = "logits of this request are not numbers, or no token is allowed";
+                result.row_errors.push(RowError { row: *row, message: message.to_owned() });
+            }
+        }
+        if let Some(logprobs) = sampled.logprobs {
+            let logprobs = read_logprobs(&[logprobs])?;
+            result.logprobs = Some(spread(logprobs, &reply.sampled_rows, reply.num_rows));
+        }
+    }
+    for (row, chunks) in &reply.prompt_logprobs {
+        let logprobs = read_logprobs(chunks)?;
+        result.prompt_logprobs.push(PromptLogprobs { row: *row, logprobs });
+    }
+    result.run_us = micros(reply.submitted.elapsed());
+    Ok(result)
+}
+
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// Reads chunks of the same number of columns into one table.
+fn read_logprobs(chunks: &[SampledLogprobs]) -> Result<Logprobs, KernelError> {
+    let mut table = Logprobs {
+        num_columns: 0,
+        token_ids: Vec::new().into(),
+        logprobs: Vec::new().into(),
+        ranks: Vec::new().into(),
+    };
+    for chunk in chunks {
+        table.num_columns = chunk.token_ids.shape()[1].cast_unsigned();
+        table.token_ids.0.extend(kernels::to_vec_i32(&chunk.token_ids)?);
+        table.logprobs.0.extend(kernels::to_vec_f32(&chunk.logprobs)?);
+        table.ranks.0.extend(kernels::to_vec_i32(&chunk.ranks)?);
+    }
+    Ok(table)
+}
+
+/// Gives each row of the step a row of the table; rows that did not sample get padding.
+fn spread(sampled: Logprobs, sampled_rows: &[u32], num_rows: usize) -> Logprobs {
+    if sampled_rows.len() == num_rows {
+        return sampled;
+    }
+    let columns = sampled.num_columns as usize;
+    let mut table = Logprobs {
+        num_columns: sampled.num_columns,
+        token_ids: vec![-1; num_rows * columns].into(),
+        logprobs: vec![0.0; num_rows * columns].into(),
+        ranks: vec![0; num_rows].into(),
+    };
+    for (from, to) in sampled_rows.iter().map(|row| *row as usize).enumerate() {
+        let (source, target) =
+            (from * columns..(from + 1) * columns, to * columns..(to + 1) * columns);
+        table.token_ids.0[target.clone()].copy_from_slice(&sampled.token_ids.0[source.clone()]);
+        table.logprobs.0[target].copy_from_slice(&sampled.logprobs.0[source]);
+        table.ranks.0[to] = sampled.ranks.0[from];
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_did_not_sample_are_padded() {
+        let sampled = Logprobs {
+            num_columns: 2,
+            token_ids: vec![7, 8, 9, 10].into(),
+            logprobs: vec![-1.0, -2.0, -3.0, -4.0].into(),
+            ranks: vec![1, 2].into(),
+        };
+        let table = spread(sampled.clone(), &[0, 2], 3);
+        assert_eq!(table.token_ids.0, [7, 8, -1, -1, 9, 10]);
+        assert_eq!(table.logprobs.0, [-1.0, -2.0, 0.0, 0.0, -3.0, -4.0]);
+        assert_eq!(table.ranks.0, [1, 0, 2]);
+        assert_eq!(spread(sampled.clone(), &[0, 1], 2), sampled);
+    }
+}

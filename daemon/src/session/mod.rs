@@ -1,0 +1,20 @@
+//! What the daemon remembers of one frontend.
+//!
+//! # Layout
+//! - [`registry`]: who is connected, and since when it is silent (dispatcher's side)
+//! - [`state`]: model, blocks and requests of a session (engine's side)
+//! - [`request_state`]: one request, as rebuilt from the scheduler's diffs
+//! - [`token_table`]: the token ids of all running requests, on the device
+//! - [`validate`]: a step from the wire, applied and checked
+
+pub mod registry;
+pub mod request_state;
+pub mod state;
+pub mod token_table;
+pub mod validate;
+
+pub use registry::{Registry, SessionId};
+pub use request_state::CachedRequestState;
+pub use state::{Session, SessionCache};
+pub use token_table::TokenTable;
+pub use validate::{StepError, ValidRow, ValidStep};

@@ -1,0 +1,151 @@
+//! Who is connected: the dispatcher's side of sessions.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use metal_rpc_protocol::{Hello, SessionToken};
+
+use crate::outbox::Outbox;
+use crate::socket::Peer;
+
+/// A session's number within this daemon. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u32);
+
+/// One connected frontend.
+#[derive(Debug)]
+pub struct Connection {
+    /// The session's number.
+    pub id: SessionId,
+    /// How it introduced itself.
+    pub hello: Hello,
+    /// Where its replies are queued.
+    pub outbox: Outbox,
+    /// Where its replies are sent: the peer that last showed the token.
+    pub peer: Arc<Mutex<Peer>>,
+    /// When it was last heard.
+    pub last_heard: Instant,
+    /// `seq` of its last message.
+    pub last_seq: u64,
+}
+
+/// All connected frontends.
+#[derive(Debug, Default)]
+pub struct Registry {
+    by_token: HashMap<SessionToken, Connection>,
+    next_id: u32,
+}
+
+impl Registry {
+    /// Adds a session.
+    ///
+    /// # Errors
+    /// If the operating system gives no random bytes.
+    pub fn open(
+        &mut self,
+        hello: Hello,
+        peer: Peer,
+        outbox: Outbox,
+        now: Instant,
+    ) -> Result<(SessionToken, &Connection), getrandom::Error> {
+        let mut token = [0; 16];
+        getrandom::fill(&mut token)?;
+        let token = SessionToken(token);
+        let id = SessionId(self.next_id);
+        self.next_id += 1;
+        let peer = Arc::new(Mutex::new(peer));
+        let connection = Connection { id, hello, outbox, peer, last_heard: now, last_seq: 0 };
+        Ok((token, self.by_token.entry(token).insert_entry(connection).into_mut()))
+    }
+
+    /// The session of a token, marked as heard.
+    pub fn hear(&mut self, token: SessionToken, peer: &Peer, now: Instant) -> Option<&mut Connection> {
+        let connection = self.by_token.get_mut(&token)?;
+        connection.last_heard = now;
+        *connection.peer.lock().expect("nobody panics while holding it") = peer.clone();
+        Some(connection)
+    }
+
+    /// Removes a session.
+    pub fn close(&mut self, token: SessionToken) -> Option<Connection> {
+        self.by_token.remove(&token)
+    }
+
+    /// Removes the sessions that were silent for longer than `lease`, and those whose outbox is
+    /// closed.
+    pub fn expire(&mut self, now: Instant, lease: Duration) -> Vec<Connection> {
+        self.by_token
+            .extract_if(|_, connection| {
+                connection.outbox.is_closed() || now - connection.last_heard > lease
+            })
+            .map(|(_, connection)| connection)
+            .collect()
+    }
+
+    /// All sessions.
+    pub fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.by_token.values()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_token.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_token.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(registry: &mut Registry, now: Instant) -> SessionToken {
+        let hello = Hello {
+            min_protocol_version: 1,
+            max_protocol_version: 1,
+            vllm_version: "0.33.0".to_owned(),
+            frontend: "test".to_owned(),
+            pid: 1,
+        };
+        let (token, _) = registry
+            .open(hello, Peer::from(vec![1]), Outbox::new().0, now)
+            .expect("the system has random bytes");
+        token
+    }
+
+    #[test]
+    fn a_silent_session_expires_and_one_that_is_heard_does_not() {
+        let start = Instant::now();
+        let lease = Duration::from_secs(8);
+        let mut registry = Registry::default();
+        let (silent, heard) = (open(&mut registry, start), open(&mut registry, start));
+        assert_ne!(silent, heard);
+
+        let later = start + Duration::from_secs(7);
+        assert!(registry.expire(later, lease).is_empty());
+        assert!(registry.hear(heard, &Peer::from(vec![2]), later).is_some());
+
+        let expired = registry.expire(start + Duration::from_secs(9), lease);
+        assert_eq!(expired.len(), 1);
+        assert_eq!(expired[0].id, SessionId(0));
+        assert!(registry.hear(silent, &Peer::from(vec![1]), later).is_none());
+        assert!(registry.hear(heard, &Peer::from(vec![2]), later).is_some());
+    }
+
+    #[test]
+    fn a_session_whose_outbox_is_closed_expires_at_once() {
+        let now = Instant::now();
+        let mut registry = Registry::default();
+        let token = open(&mut registry, now);
+        let connection = registry.hear(token, &Peer::from(vec![1]), now).expect("it is open");
+        connection.outbox.close();
+        assert_eq!(registry.expire(now, Duration::from_secs(8)).len(), 1);
+        assert!(registry.is_empty());
+    }
+}

@@ -1,0 +1,87 @@
+//! `metald status`: asks a running daemon what it does.
+
+use metal_rpc_protocol::{
+    CodecError, Reply, Request, RequestEnvelope, StatusReport, decode_reply, encode_request,
+};
+
+use crate::config::StatusFlags;
+use crate::endpoint::EndpointError;
+use crate::socket::{self, SocketError};
+
+/// Why there is no status.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// See [`EndpointError`].
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// See [`SocketError`].
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The answer cannot be read.
+    #[error("the daemon's answer cannot be read: {0}")]
+    Codec(#[from] CodecError),
+    /// The answer is another message.
+    #[error("the daemon answered {0} instead of a status report")]
+    Unexpected(&'static str),
+    /// The operating system refused.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Prints the status of the daemon.
+///
+/// # Errors
+/// [`StatusError`].
+#[expect(clippy::print_stdout, reason = "the command's output")]
+pub fn run(flags: &StatusFlags) -> Result<(), StatusError> {
+    let endpoint = flags.endpoint()?;
+    let request = RequestEnvelope { session: None, seq: 1, request: Request::Status };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(socket::ask(&endpoint, encode_request(&request)))?;
+    let report = match decode_reply(&answer)?.reply {
+        Reply::StatusReport(report) => report,
+        other => return Err(StatusError::Unexpected(other.name())),
+    };
+    if flags.json {
+        println!("{}", serde_json::to_string_pretty(&report).expect("plain numbers and strings"));
+    } else {
+        print!("{}", text(&report));
+    }
+    Ok(())
+}
+
+/// The report as people read it.
+fn text(report: &StatusReport) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let mut line = |arguments: std::fmt::Arguments<'_>| {
+        writeln!(text, "{arguments}").expect("memory can be written");
+    };
+    let StatusReport { pid, version, uptime_s, device, kv, .. } = report;
+    line(format_args!("metald {version}, pid {pid}, up {uptime_s} s, device {device}"));
+    line(format_args!(
+        "memory     {} MiB budget, {} MiB granted to caches, {} MiB of them used",
+        kv.budget_bytes >> 20,
+        kv.granted_bytes >> 20,
+        kv.used_bytes >> 20
+    ));
+    for model in &report.models {
+        line(format_args!(
+            "model      {} ({}, {}, {} MiB, {} frontends)",
+            model.path, model.model_type, model.dtype, model.weights_bytes >> 20, model.sessions
+        ));
+    }
+    for session in &report.sessions {
+        line(format_args!(
+            "frontend   {} (pid {}): {} requests, {}/{} blocks, {} steps, {} tokens",
+            session.frontend,
+            session.pid,
+            session.running_requests,
+            session.used_blocks,
+            session.granted_blocks,
+            session.steps,
+            session.tokens
+        ));
+    }
+    text
+}
