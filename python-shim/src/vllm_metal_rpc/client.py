@@ -26,7 +26,7 @@ from typing import Final, Self
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from vllm_metal_rpc.errors import ConnectionLost
+from vllm_metal_rpc.errors import ConnectionLost, MetalRpcError
 
 # As in protocol/src/limits.rs: larger frames are dropped by ZeroMQ before they are allocated.
 MAX_MESSAGE_BYTES: Final = 64 << 20
@@ -99,7 +99,9 @@ class Connection:
 
         Raises:
             ConnectionLost: Nothing listens there, or what listens does not speak ZMTP in time.
+            MetalRpcError: It is not ours.
         """
+        check_owner(endpoint)
         connection = cls(endpoint, waker)
         try:
             connection._connect(timeout_s)
@@ -185,6 +187,29 @@ class Connection:
             return 0
         event: int = recv_monitor_message(self._monitor)["event"]
         return event
+
+
+def check_owner(endpoint: str) -> None:
+    """Looks whose socket it is, before prompts are sent into it.
+
+    Whoever is first to create a socket in a public folder could otherwise read them.
+
+    Raises:
+        MetalRpcError: It is another user's.
+    """
+    if not endpoint.startswith("ipc://"):
+        return
+    path = endpoint.removeprefix("ipc://")
+    try:
+        owner = os.lstat(path).st_uid
+    except OSError:
+        # Connecting says what is wrong.
+        return
+    if owner not in (0, os.geteuid()):
+        raise MetalRpcError(
+            f"{path} belongs to user {owner} and not to user {os.geteuid()}; remove it, or set "
+            "METAL_RPC_ENDPOINT to a socket of your own"
+        )
 
 
 def _to_ms(seconds: float) -> int:
