@@ -80,7 +80,7 @@ impl Candidates {
             lowest = Rank::new(0, floor);
         }
         if filters.top_p < 1.0 {
-            lowest = lowest.max(self.nucleus(max, total.unwrap_or(sum), filters.top_p));
+            lowest = lowest.max(self.nucleus(max, (total.unwrap_or(sum), sum), filters.top_p));
             self.cut(lowest);
         }
         lowest
@@ -115,43 +115,38 @@ impl Candidates {
     ///
     /// As vLLM's op has it: with the probabilities in ascending order, a token goes if the sum up
     /// to and including it is at most `1 - top_p`, in f32; the last one stays. `total` is the
-    /// weight of all tokens, of which the candidates may lack a tail that goes anyway.
-    fn nucleus(&self, max: f32, total: f64, top_p: f32) -> Rank {
+    /// weight of all tokens and `sum` that of the candidates, which may lack a tail that goes.
+    fn nucleus(&self, max: f32, (total, sum): (f64, f64), top_p: f32) -> Rank {
         #[expect(clippy::cast_possible_truncation, reason = "vLLM divides by an f32")]
         let divisor = total as f32;
-        let mass = total / f64::from(divisor);
+        #[expect(clippy::cast_possible_truncation, reason = "vLLM sums into an f32")]
+        let stays = |mass: f64| mass as f32 > 1.0 - top_p;
         let bins = Bins::new(max, &self.logits);
         let mut masses = [0.0; Bins::COUNT];
         for (&logit, &weight) in self.logits.iter().zip(&self.weights) {
             masses[bins.of(logit)] += f64::from(weight / divisor);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "vLLM sums into an f32")]
-        let goes = |above: f64| (mass - above) as f32 <= 1.0 - top_p;
-
-        let mut above = 0.0;
-        let mut split = Bins::COUNT - 1;
-        for (bin, &in_bin) in masses.iter().enumerate() {
-            if goes(above + in_bin) {
+        let mut mass = (total - sum) / f64::from(divisor);
+        let mut split = 0;
+        for (bin, &in_bin) in masses.iter().enumerate().skip(1).rev() {
+            if stays(mass + in_bin) {
                 split = bin;
                 break;
             }
-            above += in_bin;
+            mass += in_bin;
         }
-        let mut ranked: Vec<_> = (0..self.tokens.len())
+        let mut ascending: Vec<_> = (0..self.tokens.len())
             .filter(|&i| bins.of(self.logits[i]) == split)
             .map(|i| (Rank::new(self.tokens[i], self.logits[i]), self.weights[i]))
             .collect();
-        ranked.sort_unstable_by_key(|&(rank, _)| std::cmp::Reverse(rank));
-        let Some(&(first, _)) = ranked.first() else {
-            return Rank::LOWEST;
-        };
-        let mut lowest = first;
-        for (i, (rank, weight)) in ranked.into_iter().enumerate() {
-            if i > 0 && goes(above) {
+        ascending.sort_unstable_by_key(|&(rank, _)| rank);
+        let mut lowest = Rank::LOWEST;
+        for (rank, weight) in ascending {
+            lowest = rank;
+            mass += f64::from(weight / divisor);
+            if stays(mass) {
                 break;
             }
-            lowest = rank;
-            above += f64::from(weight / divisor);
         }
         lowest
     }
