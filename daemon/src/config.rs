@@ -23,6 +23,8 @@ pub struct Flags {
 pub enum Command {
     /// Serve vLLM frontends until SIGTERM or SIGINT.
     Serve(ServeFlags),
+    /// Start a daemon in the background and wait until it listens.
+    Start(StartFlags),
     /// Show what a running daemon does.
     Status(StatusFlags),
     /// Continue a prompt with a model, without vLLM and without a running daemon.
@@ -45,6 +47,16 @@ pub struct ServeFlags {
     /// Log each step.
     #[arg(long, env = "VLLM_METAL_DEBUG", value_parser = parse_switch, default_value = "0", num_args = 0..=1, default_missing_value = "1", value_name = "0|1")]
     debug: bool,
+}
+
+/// Flags of `metald start`. The daemon reads the other settings from its environment.
+#[derive(Debug, Args)]
+pub struct StartFlags {
+    #[command(flatten)]
+    endpoint: EndpointFlags,
+    /// Where the daemon's log is appended.
+    #[arg(long, value_name = "FILE")]
+    pub log: PathBuf,
 }
 
 /// Flags of `metald status`.
@@ -141,6 +153,16 @@ impl ServeFlags {
             log_json: self.log_json,
             debug: self.debug,
         })
+    }
+}
+
+impl StartFlags {
+    /// Where the daemon will be.
+    ///
+    /// # Errors
+    /// [`EndpointError`].
+    pub fn endpoint(&self) -> Result<Endpoint, EndpointError> {
+        self.endpoint.resolve()
     }
 }
 

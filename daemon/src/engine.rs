@@ -260,6 +260,7 @@ impl Engine {
             }
             Ok(step) => {
                 session.num_in_flight += 1;
+                session.num_tokens += u64::from(step.num_tokens);
                 Some((id, step))
             }
             Err(error) => {

@@ -15,7 +15,7 @@
 //!
 //! Around it: [`kv_cache`] (paged cache and the wall between frontends), [`device`] (CPU or GPU,
 //! memory budget), [`endpoint`] (the private socket), [`outbox`] (bounded queues of replies),
-//! [`config`], [`limits`], [`server`] (`metald serve`), [`status`] (`metald status`), [`generate`]
+//! [`config`], [`limits`], [`server`] (`metald serve`), [`start`] (`metald start`), [`status`] (`metald status`), [`generate`]
 //! (`metald generate`), [`telemetry`].
 
 pub mod socket;
@@ -44,5 +44,6 @@ pub mod kv_cache;
 pub mod limits;
 pub mod outbox;
 pub mod server;
+pub mod start;
 pub mod status;
 pub mod telemetry;

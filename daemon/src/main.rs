@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use metald::config::{Command, Flags};
 use metald::endpoint::EndpointError;
-use metald::{generate, server, status, telemetry};
+use metald::start::StartError;
+use metald::{generate, server, start, status, telemetry};
 
 fn main() -> ExitCode {
     let result = match Flags::parse().command {
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
             }
             Err(error) => Err(Failure::from(error)),
         },
+        Command::Start(flags) => start::run(&flags).map_err(Failure::from),
         Command::Status(flags) => status::run(&flags).map_err(Failure::from),
         Command::Generate(flags) => generate::run(&flags).map_err(Failure::from),
     };
@@ -25,6 +27,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// `EX_TEMPFAIL`: another daemon serves the endpoint already.
+const ALREADY_RUNNING: u8 = 75;
+
 /// What ends the process, and how.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -32,6 +37,8 @@ enum Failure {
     Config(#[from] metald::config::ConfigError),
     #[error(transparent)]
     Serve(#[from] server::ServeError),
+    #[error(transparent)]
+    Start(#[from] StartError),
     #[error(transparent)]
     Status(#[from] status::StatusError),
     #[error(transparent)]
@@ -44,13 +51,17 @@ impl Failure {
     fn report(&self) -> ExitCode {
         eprintln!("metald: {self}");
         ExitCode::from(match self {
-            // EX_TEMPFAIL: another daemon serves already.
-            Self::Serve(server::ServeError::Endpoint(EndpointError::Taken(_))) => 75,
+            Self::Serve(server::ServeError::Endpoint(EndpointError::Taken(_))) => ALREADY_RUNNING,
+            Self::Start(StartError::Ended { status, .. })
+                if status.code() == Some(ALREADY_RUNNING.into()) =>
+            {
+                ALREADY_RUNNING
+            }
             // EX_CONFIG
             Self::Config(_) => 78,
             // EX_UNAVAILABLE
             Self::Status(_) => 69,
-            Self::Serve(_) | Self::Generate(_) => 1,
+            Self::Serve(_) | Self::Start(_) | Self::Generate(_) => 1,
         })
     }
 }

@@ -56,24 +56,37 @@ pub fn run(submitted: &Receiver<Submitted>, engine: &SyncSender<EngineMessage>) 
         let done = forward.done.as_ref().map_or(Ok(()), kernels::wait);
         let failed = done.err().map(|error| error.to_string());
         let sessions = forward.replies.iter().map(|reply| reply.session).collect();
-        for reply in forward.replies {
-            let (outbox, seq) = (reply.outbox.clone(), reply.seq);
-            let result = match &failed {
-                Some(error) => Err(error.clone()),
-                None => read(reply).map_err(|error| error.to_string()),
-            };
-            match result {
-                Ok(result) => outbox.send(seq, Reply::StepResult(result)),
-                Err(error) => {
-                    let (code, scope) = (ErrorCode::StepFailed, Scope::Session);
-                    let message = format!("the device could not run the step: {error}");
-                    outbox.send_error(seq, ErrorReply { code, scope, message });
-                    outbox.close();
-                }
-            }
-        }
-        // While the daemon stops, the engine is gone and what it submitted is still answered.
+        let answers: Vec<_> = forward
+            .replies
+            .into_iter()
+            .map(|reply| {
+                let (outbox, seq) = (reply.outbox.clone(), reply.seq);
+                let result = match &failed {
+                    Some(error) => Err(error.clone()),
+                    None => read(reply).map_err(|error| error.to_string()),
+                };
+                (outbox, seq, result)
+            })
+            .collect();
+        // Before the answers leave: a frontend that has one may send its next step, and the engine
+        // has to know by then that this one is no longer in flight. While the daemon stops, the
+        // engine is gone and what it submitted is still answered.
         let _ = engine.send(EngineMessage::Completed { sessions });
+        for (outbox, seq, result) in answers {
+            answer(&outbox, seq, result);
+        }
+    }
+}
+
+fn answer(outbox: &Outbox, seq: u64, result: Result<StepResult, String>) {
+    match result {
+        Ok(result) => outbox.send(seq, Reply::StepResult(result)),
+        Err(error) => {
+            let (code, scope) = (ErrorCode::StepFailed, Scope::Session);
+            let message = format!("the device could not run the step: {error}");
+            outbox.send_error(seq, ErrorReply { code, scope, message });
+            outbox.close();
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use metal_rpc_protocol::{
 };
 
 use crate::config::StatusFlags;
-use crate::endpoint::EndpointError;
+use crate::endpoint::{Endpoint, EndpointError};
 use crate::socket::{self, SocketError};
 
 /// Why there is no status.
@@ -34,20 +34,27 @@ pub enum StatusError {
 /// [`StatusError`].
 #[expect(clippy::print_stdout, reason = "the command's output")]
 pub fn run(flags: &StatusFlags) -> Result<(), StatusError> {
-    let endpoint = flags.endpoint()?;
-    let request = RequestEnvelope { session: None, seq: 1, request: Request::Status };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(socket::ask(&endpoint, encode_request(&request)))?;
-    let report = match decode_reply(&answer)?.reply {
-        Reply::StatusReport(report) => report,
-        other => return Err(StatusError::Unexpected(other.name())),
-    };
+    let report = ask(&flags.endpoint()?)?;
     if flags.json {
         println!("{}", serde_json::to_string_pretty(&report).expect("plain numbers and strings"));
     } else {
         print!("{}", text(&report));
     }
     Ok(())
+}
+
+/// Asks the daemon at `endpoint`.
+///
+/// # Errors
+/// [`StatusError`].
+pub fn ask(endpoint: &Endpoint) -> Result<StatusReport, StatusError> {
+    let request = RequestEnvelope { session: None, seq: 1, request: Request::Status };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(socket::ask(endpoint, encode_request(&request)))?;
+    match decode_reply(&answer)?.reply {
+        Reply::StatusReport(report) => Ok(report),
+        other => Err(StatusError::Unexpected(other.name())),
+    }
 }
 
 /// The report as people read it.

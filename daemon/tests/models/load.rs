@@ -383,7 +383,10 @@ fn tensors_that_nothing_uses_are_reported_once() {
     }
     let folder = copy.write();
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(log.clone())
+        .finish();
     tracing::subscriber::with_default(subscriber, || load(folder, Dtype::Float32)).expect("load");
     let text = log.text();
     assert_eq!(text.lines().count(), 1, "{text}");
