@@ -11,7 +11,7 @@ use metal_rpc_protocol::KvCacheSpec;
 use mlx_rs::Array;
 
 use super::{
-    Config, Family, ForwardInput, LoadOptions, Model, ModelArgs, ModelError,
+    Config, Dtype, Family, ForwardInput, LoadOptions, Model, ModelArgs, ModelError,
     checkpoint::Checkpoint, weights::Weights,
 };
 use crate::{
@@ -114,7 +114,7 @@ struct Llama {
     norm: RmsNorm,
     /// Absent where the head is the embedding.
     head: Option<Linear>,
-    kv_dtype: super::Dtype,
+    kv_dtype: Dtype,
     weights_bytes: u64,
 }
 
@@ -123,16 +123,17 @@ impl Llama {
         let (vocab_size, hidden_size) = (args.vocab_size, args.hidden_size);
         let embedding =
             Embedding::load("model.embed_tokens", vocab_size, hidden_size, &mut weights)?;
-        let blocks = (0..args.num_layers)
-            .map(|index| Block::load(&args, &format!("model.layers.{index}"), &mut weights))
-            .collect::<Result<_, _>>()?;
-        let norm = RmsNorm::load("model.norm", hidden_size, args.rms_norm_eps, &mut weights)?;
+        // The large ones first: each is twice in memory while it is handed to MLX.
         let head = if args.tie_word_embeddings {
             None
         } else {
             let parts = [("lm_head".to_owned(), vocab_size)];
             Some(Linear::load(&parts, hidden_size, false, &mut weights)?)
         };
+        let blocks = (0..args.num_layers)
+            .map(|index| Block::load(&args, &format!("model.layers.{index}"), &mut weights))
+            .collect::<Result<_, _>>()?;
+        let norm = RmsNorm::load("model.norm", hidden_size, args.rms_norm_eps, &mut weights)?;
         Ok(Self {
             args,
             embedding,

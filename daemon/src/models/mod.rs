@@ -44,6 +44,9 @@ pub use self::{
 };
 use crate::kv_cache::KvCache;
 
+/// Loads the checkpoint in a folder whose configuration is read already.
+pub type LoadFn = fn(&Config, &Path, LoadOptions<'_>) -> Result<Box<dyn Model>, ModelError>;
+
 /// A family: which checkpoints it is for, and how to load one.
 #[derive(Debug)]
 pub struct Family {
@@ -52,7 +55,7 @@ pub struct Family {
     /// The `architectures` that it runs.
     pub architectures: &'static [&'static str],
     /// Loads a checkpoint of it.
-    pub load: fn(&Config, &Path, LoadOptions<'_>) -> Result<Box<dyn Model>, ModelError>,
+    pub load: LoadFn,
 }
 
 /// All families.

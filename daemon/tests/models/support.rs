@@ -11,31 +11,31 @@ use mlx_rs::{Array, DeviceType};
 use serde::Deserialize;
 
 /// Tokens in a block: small, so that every prompt crosses several borders.
-pub const BLOCK_SIZE: i32 = 4;
+pub(crate) const BLOCK_SIZE: i32 = 4;
 
 /// A tiny checkpoint with what transformers computes with it.
 #[derive(Deserialize)]
-pub struct Golden {
-    pub token_ids: Vec<i32>,
-    pub logits: Vec<Vec<f32>>,
+pub(crate) struct Golden {
+    pub(crate) token_ids: Vec<i32>,
+    pub(crate) logits: Vec<Vec<f32>>,
 }
 
 /// The folder of a stored checkpoint.
-pub fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(name)
 }
 
 impl Golden {
-    pub fn read(name: &str) -> Self {
+    pub(crate) fn read(name: &str) -> Self {
         let text = std::fs::read(folder(name).join("golden.json")).expect("golden");
         serde_json::from_slice(&text).expect("golden")
     }
 }
 
 /// Loads on the CPU with memory to spare.
-pub fn load(folder: &Path, dtype: Dtype) -> Result<Box<dyn Model>, ModelError> {
+pub(crate) fn load(folder: &Path, dtype: Dtype) -> Result<Box<dyn Model>, ModelError> {
     let options = LoadOptions {
         dtype,
         device: DeviceType::Cpu,
@@ -46,24 +46,24 @@ pub fn load(folder: &Path, dtype: Dtype) -> Result<Box<dyn Model>, ModelError> {
 }
 
 /// A part of a request's tokens, as one forward sees it.
-pub struct Chunk<'a> {
+pub(crate) struct Chunk<'a> {
     /// The tokens to compute.
-    pub token_ids: &'a [i32],
+    pub(crate) token_ids: &'a [i32],
     /// Tokens of the request that are in the cache already.
-    pub num_computed: usize,
+    pub(crate) num_computed: usize,
     /// The request's blocks, in order of position.
-    pub blocks: &'a [i32],
+    pub(crate) blocks: &'a [i32],
 }
 
 /// A model and its cache.
-pub struct Runner {
+pub(crate) struct Runner {
     model: Box<dyn Model>,
     cache: KvCache,
 }
 
 impl Runner {
     /// With a cache of `num_blocks`.
-    pub fn new(model: Box<dyn Model>, num_blocks: i32) -> Self {
+    pub(crate) fn new(model: Box<dyn Model>, num_blocks: i32) -> Self {
         let layer = |spec: &metal_rpc_protocol::KvCacheSpec| {
             let heads = i32::try_from(spec.num_kv_heads).expect("small");
             let head_dim = i32::try_from(spec.head_dim).expect("small");
@@ -79,7 +79,7 @@ impl Runner {
     }
 
     /// The logits of every token, `[num_tokens][vocab_size]`, in one forward.
-    pub fn run(&mut self, chunks: &[Chunk<'_>]) -> Vec<Vec<f32>> {
+    pub(crate) fn run(&mut self, chunks: &[Chunk<'_>]) -> Vec<Vec<f32>> {
         let hidden = self
             .model
             .forward(&input(chunks), &mut self.cache)
