@@ -53,6 +53,12 @@ impl Config {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether a key is there and null.
+    #[must_use]
+    pub fn is_null(&self, key: &str) -> bool {
+        self.values.get(key) == Some(&Value::Null)
+    }
+
     /// `model_type`, which names the family.
     ///
     /// # Errors
@@ -279,7 +285,6 @@ fn epsilon(value: f64) -> Result<f32, ModelError> {
         value: value.to_string(),
     })
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -27,7 +27,8 @@ pub const FAMILY: Family = Family {
     load,
 };
 
-fn load(
+/// Loads a checkpoint with Llama's keys and tensor names.
+pub(super) fn load(
     config: &Config,
     folder: &Path,
     options: LoadOptions<'_>,

@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`config`]: `config.json`, raw and resolved; `rope_args`: the rope in it
 //! - [`checkpoint`]: which tensors a folder holds; [`weights`]: tensors as arrays
-//! - one file per family, named as its `model_type`: [`llama`]
+//! - one file per family, named as its `model_type`: [`llama`], [`mistral`]
 //!
 //! # Adding a family
 //! 1. A file named as the `model_type`, in the order Args, Block, Model; what it shares with the
@@ -11,7 +11,8 @@
 //! 2. A link to the reference implementation in its header.
 //! 3. A line in [`FAMILIES`].
 //! 4. A tiny checkpoint in `integration-tests/framework/models.py`.
-//! 5. A golden of its logits in `daemon/tests/golden`.
+//! 5. A golden of its logits: a case in `tests/golden/make_model_goldens.py`, and its name in
+//!    `tests/models/logits.rs`.
 //! 6. A row in the README's table.
 //!
 //! Nothing else may need to change; if it does, the seam is wrong.
@@ -28,6 +29,7 @@ mod error;
 mod file;
 pub mod llama;
 pub mod loaded;
+pub mod mistral;
 mod rope_args;
 pub mod weights;
 
@@ -59,7 +61,7 @@ pub struct Family {
 }
 
 /// All families.
-pub const FAMILIES: &[Family] = &[llama::FAMILY];
+pub const FAMILIES: &[Family] = &[llama::FAMILY, mistral::FAMILY];
 
 /// A model with its weights, ready to run.
 pub trait Model: Debug + Send {

@@ -3,7 +3,13 @@
 use crate::support::{Chunk, Golden, Runner, folder, load};
 use metald::models::Dtype;
 
-const LLAMAS: [&str; 4] = ["llama-tied", "llama-llama3", "llama-biased", "llama-yarn"];
+const CHECKPOINTS: [&str; 5] = [
+    "llama-tied",
+    "llama-llama3",
+    "llama-biased",
+    "llama-yarn",
+    "mistral",
+];
 
 /// Blocks of one request: out of order and with gaps, so that a mistaken address shows.
 const BLOCKS: [i32; 10] = [7, 3, 19, 4, 11, 16, 1, 14, 9, 5];
@@ -52,7 +58,7 @@ fn check(name: &str, dtype: Dtype, tolerance: f32) {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    for name in LLAMAS {
+    for name in CHECKPOINTS {
         // f32 on both sides: two layers of sums of at most 64 products, in another order.
         check(name, Dtype::Float32, 1e-5);
         // The stored weights are exact in bf16; keys and values are rounded to 8 bits.
@@ -70,7 +76,7 @@ fn a_difference_is_noticed() {
 
 #[test]
 fn a_prompt_in_chunks_gives_the_same_bits() {
-    for name in LLAMAS {
+    for name in CHECKPOINTS {
         let golden = Golden::read(name);
         let expected = bits(&runner(name, Dtype::Bfloat16).run(&[whole(&golden.token_ids)]));
         // One by one; around block borders; and a long one in the middle.
@@ -93,7 +99,7 @@ fn a_prompt_in_chunks_gives_the_same_bits() {
 
 #[test]
 fn a_request_gets_the_same_bits_in_company() {
-    for name in LLAMAS {
+    for name in CHECKPOINTS {
         let golden = Golden::read(name);
         let (prompt, last) = golden.token_ids.split_at(30);
         let other: Vec<i32> = golden.token_ids.iter().rev().copied().collect();

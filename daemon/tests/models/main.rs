@@ -1,5 +1,7 @@
-//! The model families: what they load, and what they compute.
+//! The model families: what they load, what they refuse, and what they compute.
 
+mod checkpoint;
 mod load;
 mod logits;
+mod refused;
 mod support;

@@ -1,6 +1,6 @@
-"""Writes llama-*/: tiny Llama checkpoints and the logits that transformers computes with them.
+"""Writes tiny checkpoints, a folder each, and the logits that transformers computes with them.
 
-Run with the versions that the files name: `python make_llama_golden.py`.
+Run with the versions that the files name: `python make_model_goldens.py`.
 
 Weights are drawn from a seed and rounded to bfloat16, so every dtype that a test loads them as
 holds the same values or (float16) values within its own rounding.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 SHARED: dict[str, Any] = {
     "vocab_size": 64,
@@ -22,11 +22,12 @@ SHARED: dict[str, Any] = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
 }
+# Folders by name, which starts with the family.
 CASES: dict[str, dict[str, Any]] = {
     # Grouped heads, tied embeddings: SmolLM2 and Llama 3.2.
-    "tied": {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "llama-tied": {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
     # Llama 3.1: its rope, an untied head, one key-value head.
-    "llama3": {
+    "llama-llama3": {
         "num_attention_heads": 4,
         "num_key_value_heads": 1,
         "rope_parameters": {
@@ -39,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     # Every bias, as many key-value heads as heads, heads wider than hidden_size / num_heads.
-    "biased": {
+    "llama-biased": {
         "num_attention_heads": 2,
         "head_dim": 24,
         "attention_bias": True,
@@ -47,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
     },
     # A temperature on sine and cosine.
-    "yarn": {
+    "llama-yarn": {
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "rope_parameters": {
@@ -57,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 64,
         },
     },
+    "mistral": {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None},
 }
 NUM_TOKENS = 37
 
@@ -64,9 +66,10 @@ NUM_TOKENS = 37
 def write(folder: Path, keys: dict[str, Any], seed: int) -> None:
     """Writes one checkpoint, and the logits of a random prompt beside it."""
     torch.manual_seed(seed)
-    config = LlamaConfig(**json.loads(json.dumps(SHARED | keys)))
-    config._attn_implementation = "eager"
-    model = LlamaForCausalLM(config).eval()
+    family = folder.name.partition("-")[0]
+    # The constructor changes the dictionaries that it is given.
+    config = AutoConfig.for_model(family, **json.loads(json.dumps(SHARED | keys)))
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in name else 0.0, 0.25)
@@ -77,13 +80,13 @@ def write(folder: Path, keys: dict[str, Any], seed: int) -> None:
     token_ids = torch.randint(SHARED["vocab_size"], (1, NUM_TOKENS))
     with torch.no_grad():
         # Rope's buffers must not go through bfloat16, so the model is made again.
-        model = LlamaForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         )
         logits = model(token_ids).logits[0]
     golden = {
-        "family": "llama",
-        "made_by": "daemon/tests/golden/make_llama_golden.py",
+        "family": family,
+        "made_by": "daemon/tests/golden/make_model_goldens.py",
         "with": {"transformers": transformers.__version__, "torch": torch.__version__},
         "seed": seed,
         "token_ids": token_ids[0].tolist(),
@@ -96,7 +99,7 @@ def write(folder: Path, keys: dict[str, Any], seed: int) -> None:
 def main() -> None:
     """Writes all cases beside this file."""
     for seed, (name, keys) in enumerate(CASES.items()):
-        write(Path(__file__).with_name(f"llama-{name}"), keys, seed)
+        write(Path(__file__).with_name(name), keys, seed)
 
 
 if __name__ == "__main__":

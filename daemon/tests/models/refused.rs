@@ -1,0 +1,222 @@
+//! What each thing that can be wrong with a checkpoint is called.
+
+use std::{fs, path::Path};
+
+use metal_rpc_protocol::ErrorCode;
+use metald::models::{self, Dtype, LoadOptions};
+use mlx_rs::DeviceType;
+use serde_json::{Value, json};
+
+use crate::{
+    checkpoint::{Copy, NORM, TIED},
+    support::{folder, load},
+};
+
+#[track_caller]
+fn refused(folder: &Path, code: ErrorCode, parts: &[&str]) {
+    let error = load(folder, Dtype::Float32).expect_err("must be refused");
+    let message = error.to_string();
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in {message:?}");
+    }
+    assert_eq!(error.code(), code, "{message}");
+}
+
+#[test]
+fn weights_that_do_not_fit_are_refused() {
+    let options = LoadOptions {
+        dtype: Dtype::Float32,
+        device: DeviceType::Cpu,
+        free_bytes: 40_000,
+        progress: &mut |_, _| {},
+    };
+    let error = models::load(&folder(TIED), options).expect_err("must be refused");
+    assert_eq!(error.code(), ErrorCode::OutOfMemory);
+    assert!(error.to_string().contains("but 40000 are free"), "{error}");
+}
+
+#[test]
+fn folders_without_a_model_are_refused() {
+    let copy = Copy::of(TIED);
+    refused(
+        copy.folder.path(),
+        ErrorCode::ModelNotFound,
+        &["config.json"],
+    );
+    refused(
+        Path::new("/nowhere"),
+        ErrorCode::ModelNotFound,
+        &["/nowhere/config.json"],
+    );
+    copy.write_config();
+    let parts = ["neither model.safetensors nor model.safetensors.index.json"];
+    refused(copy.folder.path(), ErrorCode::ModelNotFound, &parts);
+    copy.write_shards();
+    fs::remove_file(copy.path("model-00001-of-00002.safetensors")).expect("remove");
+    let parts = ["cannot read", "model-00001-of-00002.safetensors"];
+    refused(copy.folder.path(), ErrorCode::ModelNotFound, &parts);
+}
+
+#[test]
+fn configs_that_cannot_be_run_are_refused() {
+    use ErrorCode::{InvalidModel, UnsupportedModel};
+    let cases: [(&str, Value, ErrorCode, &[&str]); 7] = [
+        (
+            "model_type",
+            json!("mamba"),
+            UnsupportedModel,
+            &["model_type mamba", "supported: llama, mistral"],
+        ),
+        (
+            "model_type",
+            Value::Null,
+            InvalidModel,
+            &["model_type must be a string"],
+        ),
+        (
+            "architectures",
+            json!(["LlamaForTokenClassification"]),
+            UnsupportedModel,
+            &["LlamaForTokenClassification", "LlamaForCausalLM"],
+        ),
+        (
+            "quantization_config",
+            json!({ "quant_method": "awq" }),
+            UnsupportedModel,
+            &["awq"],
+        ),
+        (
+            "quantization",
+            json!({ "bits": 4 }),
+            UnsupportedModel,
+            &["{\"bits\":4}"],
+        ),
+        (
+            "vocab_size",
+            json!("many"),
+            InvalidModel,
+            &["config.json", "many"],
+        ),
+        (
+            "hidden_act",
+            json!("gelu"),
+            UnsupportedModel,
+            &["gelu", "silu"],
+        ),
+    ];
+    for (key, value, code, parts) in cases {
+        let mut copy = Copy::of(TIED);
+        copy.config[key] = value;
+        refused(copy.write(), code, parts);
+    }
+    let mut copy = Copy::of("mistral");
+    copy.config["sliding_window"] = json!(512);
+    let parts = ["sliding_window 512 is not supported"];
+    refused(copy.write(), UnsupportedModel, &parts);
+    copy.config
+        .as_object_mut()
+        .expect("object")
+        .remove("sliding_window");
+    let parts = ["sliding_window 4096 is not supported"];
+    refused(copy.write(), UnsupportedModel, &parts);
+
+    let copy = Copy::of(TIED);
+    copy.write();
+    fs::write(copy.path("config.json"), "[1]").expect("write");
+    refused(
+        copy.folder.path(),
+        InvalidModel,
+        &["config.json", "is not valid"],
+    );
+    fs::write(copy.path("config.json"), " ".repeat(2 << 20)).expect("write");
+    refused(
+        copy.folder.path(),
+        InvalidModel,
+        &["2097152 bytes, more than the 1048576"],
+    );
+}
+
+#[test]
+fn damaged_files_are_refused() {
+    let copy = Copy::of(TIED);
+    copy.write();
+    let path = copy.path("model.safetensors");
+    let good = fs::read(&path).expect("read");
+    let header = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let cut = |len: usize| good[..len].to_vec();
+    let size = good.len();
+    let cases: [(Vec<u8>, &str); 8] = [
+        (Vec::new(), "header too small"),
+        (cut(100), "must have"),
+        (cut(size - 1), "download it again"),
+        ([&good, &b"x"[..]].concat(), "download it again"),
+        (vec![0xff; 64], "header too large"),
+        (header("{\"x\": "), "invalid JSON"),
+        (
+            header(r#"{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}"#),
+            "invalid shape",
+        ),
+        (
+            header(r#"{"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#),
+            "invalid offset",
+        ),
+    ];
+    for (bytes, part) in cases {
+        fs::write(&path, bytes).expect("write");
+        let parts = ["model.safetensors", part];
+        refused(copy.folder.path(), ErrorCode::InvalidModel, &parts);
+    }
+}
+
+#[test]
+fn tensors_that_contradict_the_config_are_refused() {
+    let mut copy = Copy::of(TIED);
+    copy.tensors.remove(NORM);
+    let parts = [NORM, "is missing in"];
+    refused(copy.write(), ErrorCode::InvalidModel, &parts);
+
+    let mut copy = Copy::of(TIED);
+    copy.config["num_key_value_heads"] = json!(4);
+    let parts = [
+        "model.layers.0.self_attn.k_proj.weight",
+        "[32, 32]",
+        "[16, 32]",
+    ];
+    refused(copy.write(), ErrorCode::InvalidModel, &parts);
+
+    let mut copy = Copy::of(TIED);
+    copy.tensors.get_mut(NORM).expect("norm").0 = safetensors::Dtype::I16;
+    let parts = [NORM, "must be F32, F16 or BF16, but is I16"];
+    refused(copy.write(), ErrorCode::UnsupportedModel, &parts);
+}
+
+#[test]
+fn indices_that_contradict_their_files_are_refused() {
+    let copy = Copy::of(TIED);
+    copy.write_shards();
+    for shard in ["../outside.safetensors", "/etc/passwd", "..", ""] {
+        copy.write_index(&json!({ "weight_map": { NORM: shard } }));
+        let parts = ["model.safetensors.index.json", "must be the name of a file"];
+        refused(copy.folder.path(), ErrorCode::InvalidModel, &parts);
+    }
+    let first = "model-00001-of-00002.safetensors";
+    copy.write_index(&json!({ "weight_map": { NORM: first } }));
+    refused(
+        copy.folder.path(),
+        ErrorCode::InvalidModel,
+        &[NORM, "is missing in"],
+    );
+    copy.write_index(&json!({ "weight_map": 1 }));
+    refused(
+        copy.folder.path(),
+        ErrorCode::InvalidModel,
+        &["is not valid"],
+    );
+    copy.write_shards();
+    copy.write_tensors(first, |name| name == NORM);
+    refused(
+        copy.folder.path(),
+        ErrorCode::InvalidModel,
+        &[NORM, "must be in one file"],
+    );
+}
