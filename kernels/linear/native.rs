@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// From this many rows on, converting the weights first pays.
-const MANY_ROWS: usize = 8;
+const MANY_ROWS: usize = 16;
 
 /// Weights that one task streams when there are few rows.
 const STREAM_SIZE_BYTES: usize = 64 * 1024;
@@ -113,19 +113,16 @@ impl Linear {
             // Neighbours share their weights.
             let first_output = task / num_row_blocks * BLOCK_OUTPUTS;
             let first_row = task % num_row_blocks * BLOCK_ROWS;
-            SCRATCH.with_borrow_mut(|scratch| {
-                vectorized(Block {
-                    layer: self,
-                    x,
-                    weight,
-                    y: &y,
-                    first_row,
-                    rows: BLOCK_ROWS.min(self.rows - first_row),
-                    first_output,
-                    outputs: BLOCK_OUTPUTS.min(self.outputs - first_output),
-                    scratch,
-                });
-            });
+            let block = Block {
+                layer: self,
+                x,
+                y: &y,
+                first_row,
+                rows: BLOCK_ROWS.min(self.rows - first_row),
+                first_output,
+                outputs: BLOCK_OUTPUTS.min(self.outputs - first_output),
+            };
+            SCRATCH.with_borrow_mut(|scratch| block.compute(weight, scratch));
         });
     }
 }
@@ -178,48 +175,35 @@ thread_local! {
     });
 }
 
-struct Block<'a, W> {
-    layer: &'a Linear,
-    x: &'a [f32],
+/// Fills a panel with one piece of the weights of a block.
+struct Convert<'a, W> {
+    /// From the block's first output on, `[outputs, stride]`.
     weight: &'a [W],
-    y: &'a Shared<f32>,
-    first_row: usize,
-    rows: usize,
-    first_output: usize,
+    stride: usize,
     outputs: usize,
-    scratch: &'a mut Scratch,
+    piece: Piece,
+    panel: &'a mut [f32],
 }
 
-impl<W: Float> Operation for Block<'_, W> {
+impl<W: Float> Operation for Convert<'_, W> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(mut self) {
-        let inputs = self.layer.inputs;
-        let mut start = 0;
-        // At least once, so that a layer without inputs gives zeros.
-        loop {
-            let len = BLOCK_INPUTS.min(inputs - start);
-            self.convert::<L>(start, len);
-            let piece = Piece {
-                start,
-                len,
-                is_first: start == 0,
-                is_last: start + len == inputs,
-            };
-            let mut output = 0;
-            while output + 3 <= self.outputs {
-                self.rows::<L, 3>(piece, output);
-                output += 3;
+    fn run<L: Lanes>(self) {
+        let Piece { start, len, .. } = self.piece;
+        let full = len / LANES * LANES;
+        for output in 0..self.outputs {
+            let from = &self.weight[output * self.stride + start..][..len];
+            let to = &mut self.panel[output * BLOCK_INPUTS..][..len];
+            let mut i = 0;
+            while i < full {
+                // SAFETY: `i + 8 <= len`, the length of both.
+                unsafe { W::load::<L>(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i)) };
+                i += LANES;
             }
-            while output < self.outputs {
-                self.rows::<L, 1>(piece, output);
-                output += 1;
+            for i in full..len {
+                to[i] = from[i].to_f32();
             }
-            if piece.is_last {
-                return;
-            }
-            start += len;
         }
     }
 }
@@ -233,37 +217,85 @@ struct Piece {
     is_last: bool,
 }
 
-impl<W: Float> Block<'_, W> {
-    /// Fills the panel with inputs `start .. start + len` of this block's weights.
-    #[inline(always)]
-    fn convert<L: Lanes>(&mut self, start: usize, len: usize) {
+/// Some outputs of some rows. Knows the weights only as the panel's f32.
+struct Block<'a> {
+    layer: &'a Linear,
+    x: &'a [f32],
+    y: &'a Shared<f32>,
+    first_row: usize,
+    rows: usize,
+    first_output: usize,
+    outputs: usize,
+}
+
+impl Block<'_> {
+    fn compute<W: Float>(&self, weight: &[W], scratch: &mut Scratch) {
         let inputs = self.layer.inputs;
-        for output in 0..self.outputs {
-            let from = &self.weight[(self.first_output + output) * inputs + start..][..len];
-            let to = &mut self.scratch.panel[output * BLOCK_INPUTS..][..len];
-            let full = len / LANES * LANES;
-            let mut i = 0;
-            while i < full {
-                // SAFETY: `i + 8 <= len`, the length of both.
-                unsafe { W::load::<L>(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i)) };
-                i += LANES;
+        let mut start = 0;
+        // At least once, so that a layer without inputs gives zeros.
+        loop {
+            let len = BLOCK_INPUTS.min(inputs - start);
+            let piece = Piece {
+                start,
+                len,
+                is_first: start == 0,
+                is_last: start + len == inputs,
+            };
+            vectorized(Convert {
+                weight: &weight[self.first_output * inputs..],
+                stride: inputs,
+                outputs: self.outputs,
+                piece,
+                panel: &mut scratch.panel,
+            });
+            vectorized(Multiply {
+                block: self,
+                piece,
+                scratch,
+            });
+            if piece.is_last {
+                return;
             }
-            for i in full..len {
-                to[i] = from[i].to_f32();
-            }
+            start += len;
         }
     }
+}
 
+/// Multiplies the rows of a block with the panel.
+struct Multiply<'a> {
+    block: &'a Block<'a>,
+    piece: Piece,
+    scratch: &'a mut Scratch,
+}
+
+impl Operation for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self) {
+        let mut output = 0;
+        while output + 3 <= self.block.outputs {
+            self.rows::<L, 3>(output);
+            output += 3;
+        }
+        while output < self.block.outputs {
+            self.rows::<L, 1>(output);
+            output += 1;
+        }
+    }
+}
+
+impl Multiply<'_> {
     /// All rows of the block for `O` outputs from `output` on.
     #[inline(always)]
-    fn rows<L: Lanes, const O: usize>(&mut self, piece: Piece, output: usize) {
+    fn rows<L: Lanes, const O: usize>(&mut self, output: usize) {
         let mut row = 0;
-        while row < self.rows {
-            row += match self.rows - row {
-                1 => self.tile::<L, 1, O>(piece, row, output),
-                2 => self.tile::<L, 2, O>(piece, row, output),
-                3 => self.tile::<L, 3, O>(piece, row, output),
-                _ => self.tile::<L, 4, O>(piece, row, output),
+        while row < self.block.rows {
+            row += match self.block.rows - row {
+                1 => self.tile::<L, 1, O>(row, output),
+                2 => self.tile::<L, 2, O>(row, output),
+                3 => self.tile::<L, 3, O>(row, output),
+                _ => self.tile::<L, 4, O>(row, output),
             };
         }
     }
@@ -272,13 +304,13 @@ impl<W: Float> Block<'_, W> {
     #[inline(always)]
     fn tile<L: Lanes, const R: usize, const O: usize>(
         &mut self,
-        piece: Piece,
         row: usize,
         output: usize,
     ) -> usize {
-        let inputs = self.layer.inputs;
+        let (block, piece) = (self.block, self.piece);
+        let (inputs, first_row) = (block.layer.inputs, block.first_row + row);
         let x = Rows {
-            ptr: self.x[(self.first_row + row) * inputs + piece.start..].as_ptr(),
+            ptr: block.x[first_row * inputs + piece.start..].as_ptr(),
             stride: inputs,
             count: R,
         };
@@ -300,13 +332,12 @@ impl<W: Float> Block<'_, W> {
                     }
                 }
             }
-            dot::tile::<L, f32, R, O>(x, w, piece.len, &mut sums);
-            let y = self.y.column(self.first_output + output);
+            dot::tile::<L, f32, R, O, false>(x, w, piece.len, &mut sums);
+            let y = block.y.column(block.first_output + output);
             for r in 0..R {
                 for o in 0..O {
                     if piece.is_last {
-                        *y.add((self.first_row + row + r) * self.layer.outputs + o) =
-                            sums[r][o].sum();
+                        *y.add((first_row + r) * block.layer.outputs + o) = sums[r][o].sum();
                     } else {
                         sums[r][o].store(kept.add((r * O + o) * LANES));
                     }

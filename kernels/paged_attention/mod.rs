@@ -1,5 +1,6 @@
 //! Attention over the paged cache, prefill and decode alike. Contract: `contract.md`.
 
+mod attend;
 mod chunk;
 mod native;
 mod plan;

@@ -8,14 +8,14 @@
 use std::{cell::RefCell, ffi::CStr};
 
 use super::{
-    chunk::{self, Attend, Scratch},
+    attend::attend,
+    chunk::{self, Scratch},
     plan::{self, Batch, Tile},
 };
 use crate::{
     element::{Float, FloatType, with_float_type},
     node::{HostKernel, View},
     pool::{self, Shared},
-    simd::vectorized,
 };
 
 /// Tiles a thread should have before chunks are dealt out one by one.
@@ -128,20 +128,11 @@ impl<T: Float> Call<'_, T> {
             SCRATCH.with_borrow_mut(|scratch| {
                 scratch.begin(self, tile);
                 for chunk in tile.chunks(self.params.sliding_window) {
-                    self.attend(tile, chunk, scratch);
+                    attend(self, tile, chunk, scratch);
                     scratch.merge_own(self.params, tile);
                 }
                 scratch.finish(self, tile);
             });
-        });
-    }
-
-    fn attend(&self, tile: &Tile, chunk: usize, scratch: &mut Scratch) {
-        vectorized(Attend {
-            call: self,
-            tile,
-            chunk,
-            scratch,
         });
     }
 
@@ -177,7 +168,7 @@ impl<T: Float> Call<'_, T> {
                 let (index, tile, nth, chunk) = find(task);
                 SCRATCH.with_borrow_mut(|scratch| {
                     scratch.begin(self, tile);
-                    self.attend(tile, chunk, scratch);
+                    attend(self, tile, chunk, scratch);
                     let size = size(tile);
                     // SAFETY: one task a chunk of a tile.
                     let part = unsafe { partials.part(start(index) + nth * size, size) };

@@ -14,6 +14,13 @@ use crate::{
     simd::{LANES, Lanes, load_partial},
 };
 
+/// Elements between two prefetches: one cache line of bf16, two of f32.
+const PREFETCH_STEP: usize = 32;
+
+/// Rows up to this length are prefetched: the CPU has just recognised them when they end. With
+/// longer ones it manages alone, and lines fetched so far ahead would be lost again.
+const PREFETCH_MAX_LEN: usize = 2048;
+
 /// A matrix in memory: `count` rows, `stride` elements apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<T> {
@@ -41,10 +48,18 @@ impl<T> Rows<T> {
 
 /// Adds the products of `R` rows of `x` with `O` rows of `w` over `len` elements to `sums`.
 ///
+/// With `STREAM`, `w` comes from memory, and the `O` rows that follow are announced.
+///
 /// # Safety
 /// `x` has `R` and `w` has `O` readable rows of `len` elements.
 #[inline(always)]
-pub(crate) unsafe fn tile<L: Lanes, W: Float, const R: usize, const O: usize>(
+pub(crate) unsafe fn tile<
+    L: Lanes,
+    W: Float,
+    const R: usize,
+    const O: usize,
+    const STREAM: bool,
+>(
     x: Rows<f32>,
     w: Rows<W>,
     len: usize,
@@ -58,6 +73,9 @@ pub(crate) unsafe fn tile<L: Lanes, W: Float, const R: usize, const O: usize>(
         for o in 0..O {
             // SAFETY: `i + 8 <= len`.
             weights[o] = unsafe { W::load(w.ptr.add(o * w.stride + i)) };
+            if STREAM && i % PREFETCH_STEP == 0 && len <= PREFETCH_MAX_LEN {
+                L::prefetch(w.ptr.wrapping_add((O + o) * w.stride + i));
+            }
         }
         for r in 0..R {
             // SAFETY: `i + 8 <= len`.
@@ -127,7 +145,7 @@ unsafe fn band<L: Lanes, W: Float, const R: usize, const O: usize>(
     while first + O <= w.count {
         let mut sums = [[L::splat(0.0); O]; R];
         // SAFETY: `O` rows from `first` on.
-        unsafe { tile::<L, W, R, O>(x, w.from(first), len, &mut sums) };
+        unsafe { tile::<L, W, R, O, true>(x, w.from(first), len, &mut sums) };
         for r in 0..R {
             for o in 0..O {
                 // SAFETY: a result of this band.
@@ -139,7 +157,7 @@ unsafe fn band<L: Lanes, W: Float, const R: usize, const O: usize>(
     while first < w.count {
         let mut sums = [[L::splat(0.0); 1]; R];
         // SAFETY: one row from `first` on.
-        unsafe { tile::<L, W, R, 1>(x, w.from(first), len, &mut sums) };
+        unsafe { tile::<L, W, R, 1, true>(x, w.from(first), len, &mut sums) };
         for r in 0..R {
             // SAFETY: a result of this band.
             unsafe { *out.add(r * out_stride + first) = sums[r][0].sum() };

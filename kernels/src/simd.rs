@@ -41,6 +41,10 @@ pub(crate) trait Lanes: Copy {
     /// Eight elements are writable at `ptr`.
     unsafe fn store(self, ptr: *mut f32);
 
+    /// Asks for the cache line at `ptr`, which need not be mapped. Does nothing where it cannot.
+    #[inline(always)]
+    fn prefetch<T>(_ptr: *const T) {}
+
     fn add(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
@@ -196,11 +200,13 @@ impl Lanes for Portable {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m128i, __m256, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128,
-        _mm256_add_epi32, _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
-        _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps,
-        _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps,
-        _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+        __m128i, __m256, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_add_ps,
+        _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_shuffle_ps,
+        _mm256_add_epi32, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
+        _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps,
+        _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
+        _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps,
+        _mm256_slli_epi32, _mm256_storeu_ps,
     };
 
     use half::{bf16, f16};
@@ -247,6 +253,11 @@ mod avx2 {
             unsafe { _mm256_storeu_ps(ptr, self.0) }
         }
         #[inline(always)]
+        fn prefetch<T>(ptr: *const T) {
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
+        }
+        #[inline(always)]
         fn add(self, other: Self) -> Self {
             // SAFETY: `run` has the features.
             Self(unsafe { _mm256_add_ps(self.0, other.0) })
@@ -270,6 +281,17 @@ mod avx2 {
         fn mul_add(self, factor: Self, addend: Self) -> Self {
             // SAFETY: `run` has the features.
             Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
+        }
+
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            // SAFETY: `run` has the features.
+            unsafe {
+                let high = _mm256_extractf128_ps::<1>(self.0);
+                let four = _mm_add_ps(_mm256_castps256_ps128(self.0), high);
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            }
         }
 
         /// 2^n * e^r with n = round(x / ln 2) and a polynomial for e^r (Cephes `expf`).

@@ -1,0 +1,98 @@
+//! Batches and layers that every backend must get right.
+
+/// A layer's heads, how it attends, and the `(query_len, seq_len)` of each request.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) block_size: usize,
+    pub(crate) requests: Vec<(usize, usize)>,
+    /// Tokens after the last request.
+    pub(crate) padding: usize,
+    pub(crate) sliding_window: Option<u32>,
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) sinks: bool,
+}
+
+/// A layer of small heads with three query heads a key head, and the given requests.
+pub(crate) fn case(requests: &[(usize, usize)]) -> Case {
+    Case {
+        num_heads: 6,
+        num_kv_heads: 2,
+        head_dim: 16,
+        block_size: 16,
+        requests: requests.to_vec(),
+        padding: 0,
+        sliding_window: None,
+        soft_cap: None,
+        sinks: false,
+    }
+}
+
+/// Heads of every size and grouping, contexts around the ends of blocks and chunks (256 keys),
+/// prefill and decode and nothing in one batch, windows, soft caps and sinks.
+pub(crate) fn cases() -> Vec<Case> {
+    let mixed = [(1, 40), (5, 5), (0, 0), (3, 33), (0, 17), (1, 1)];
+    let mut cases = Vec::new();
+    for head_dim in [64, 80, 96, 128, 256, 8, 20, 1] {
+        cases.push(Case {
+            head_dim,
+            ..case(&mixed)
+        });
+    }
+    for (num_heads, num_kv_heads) in [(1, 1), (4, 4), (4, 2), (8, 2), (8, 1), (5, 1), (64, 1)] {
+        cases.push(Case {
+            num_heads,
+            num_kv_heads,
+            ..case(&mixed)
+        });
+    }
+    for block_size in [1, 8, 16, 32, 256, 300] {
+        cases.push(Case {
+            block_size,
+            ..case(&mixed)
+        });
+    }
+    for seq_len in [15, 16, 17, 255, 256, 257, 511, 512, 513, 800] {
+        cases.push(case(&[(1, seq_len), (2, seq_len)]));
+    }
+    cases.push(case(&[(300, 300)]));
+    cases.push(case(&[(20, 270), (1, 600), (64, 520), (7, 7)]));
+    for window in [1, 2, 16, 100, 256, 300, 10_000] {
+        let case = case(&[(1, 600), (40, 530), (20, 20)]);
+        cases.push(Case {
+            sliding_window: Some(window),
+            ..case
+        });
+    }
+    let long = [(1, 600), (20, 300)];
+    cases.push(Case {
+        soft_cap: Some(2.0),
+        ..case(&long)
+    });
+    cases.push(Case {
+        soft_cap: Some(50.0),
+        sliding_window: Some(64),
+        ..case(&long)
+    });
+    cases.push(Case {
+        sinks: true,
+        ..case(&long)
+    });
+    cases.push(Case {
+        sinks: true,
+        sliding_window: Some(5),
+        ..case(&long)
+    });
+    cases.push(Case {
+        padding: 3,
+        ..case(&mixed)
+    });
+    cases.push(case(&[]));
+    cases.push(Case {
+        padding: 2,
+        ..case(&[])
+    });
+    cases
+}
