@@ -22,7 +22,12 @@ import numpy as np
 import safetensors.numpy
 import torch
 import vllm
+import vllm.utils.torch_utils
 import xgrammar
+
+# The ops copy this when they are imported; pinning needs a GPU.
+vllm.utils.torch_utils.PIN_MEMORY = False
+
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessors
 from vllm.v1.sample.logits_processor.builtin import (
     LogitBiasLogitsProcessor,
@@ -184,7 +189,22 @@ def processed_logprobs(sampler: Sampler, row: np.ndarray, params: dict[str, Any]
     return logprobs[0].numpy()
 
 
+def sort_stably() -> None:
+    """Makes torch order equal logits by token id.
+
+    vLLM's top-p sorts without asking for that, so which of several equal tokens it cuts depends on
+    torch's algorithm; only their number is defined.
+    """
+    unstable = torch.Tensor.sort
+
+    def stable(tensor: torch.Tensor, dim: int, descending: bool) -> Any:
+        return unstable(tensor, dim=dim, descending=descending, stable=True)
+
+    torch.Tensor.sort = stable  # type: ignore[method-assign, assignment]
+
+
 def main() -> None:
+    sort_stably()
     rows, sets = logits_rows(), parameter_sets()
     sampler = Sampler(logprobs_mode="processed_logprobs")
     processed = [processed_logprobs(sampler, row, params) for row in rows for params in sets]
