@@ -25,24 +25,24 @@ def session_of(endpoint: str, timeout_s: float = 20.0) -> Session:
     return Session(Options(endpoint, "0.33.0", "test", timeout_s, Autostart(endpoint)))
 
 
-def test_a_daemon_is_started_in_its_own_session_and_outlives_ours(
+def test_a_daemon_is_started_and_outlives_the_session(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = f"""#!{sys.executable}
-import os, sys, time
+import os, subprocess, sys, time
 sys.path[:0] = {sys.path!r}
 from fake_daemon import FakeDaemon
-assert sys.argv[1:] == ["serve"]
-print("sid", os.getsid(0), flush=True)
-with FakeDaemon(os.environ["METAL_RPC_ENDPOINT"]):
-    time.sleep(60)
+if sys.argv[1:3] == ["start", "--log"]:
+    assert sys.argv[3] == {str(envs.log_path())!r}
+    subprocess.Popen([sys.executable, __file__, "serve"], stderr=subprocess.DEVNULL)
+else:
+    with FakeDaemon(os.environ["METAL_RPC_ENDPOINT"]):
+        time.sleep(60)
 """
     monkeypatch.setenv("METAL_RPC_DAEMON", str(script(tmp_path / "metald", body)))
     session = session_of(endpoint)
     pid = session.open().pid
     try:
-        assert os.getsid(pid) == pid != os.getsid(0)
-        assert f"sid {pid}" in envs.log_path().read_text()
         session.close()
         again = session_of(endpoint)
         assert again.open().pid == pid
@@ -51,47 +51,56 @@ with FakeDaemon(os.environ["METAL_RPC_ENDPOINT"]):
         os.kill(pid, 9)
 
 
-def test_a_daemon_that_ends_early_shows_its_last_words(
-    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("body", "end", "words"),
+    [
+        ("echo 'no Metal device' >&2; exit 3", "exit code 3", "no Metal device"),
+        ("kill -9 $$", "signal 9", "it wrote nothing"),
+    ],
+)
+def test_a_daemon_that_ends_early_says_why(
+    endpoint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str,
+    end: str,
+    words: str,
 ) -> None:
-    envs.log_path().parent.mkdir(parents=True)
-    envs.log_path().write_text("of an earlier daemon\n")
-    body = "#!/bin/sh\necho 'no Metal device'\nexit 3\n"
-    monkeypatch.setenv("METAL_RPC_DAEMON", str(script(tmp_path / "metald", body)))
+    metald = script(tmp_path / "metald", f"#!/bin/sh\n{body}\n")
+    monkeypatch.setenv("METAL_RPC_DAEMON", str(metald))
     with pytest.raises(DaemonUnavailable) as caught:
         session_of(endpoint).open()
-    text = str(caught.value)
-    assert "exit code 3" in text
-    assert "no Metal device" in text
-    assert str(envs.log_path()) in text
-    assert "earlier daemon" not in text
+    for part in (end, words, str(envs.log_path())):
+        assert part in str(caught.value)
 
 
-def test_a_daemon_that_is_killed_early_says_by_what(
-    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body = "#!/bin/sh\nkill -9 $$\n"
-    monkeypatch.setenv("METAL_RPC_DAEMON", str(script(tmp_path / "metald", body)))
-    with pytest.raises(DaemonUnavailable, match=r"signal 9[\s\S]*it wrote nothing"):
-        session_of(endpoint).open()
-
-
-def test_a_second_daemon_leaves_the_first_alone(
-    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("status", [0, autostart.EXIT_ALREADY_RUNNING])
+def test_a_start_that_left_it_to_another_is_repeated(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     count = tmp_path / "count"
-    body = f"#!/bin/sh\necho x >> {count}\nexit {autostart.EXIT_ALREADY_RUNNING}\n"
+    body = f"#!/bin/sh\necho x >> {count}\nexit {status}\n"
     monkeypatch.setenv("METAL_RPC_DAEMON", str(script(tmp_path / "metald", body)))
     starter = Autostart(endpoint)
-    starter.ensure()
-    child = starter._child
-    assert child is not None
-    child.wait(5)
-    starter.ensure()
-    starter.ensure()
-    assert starter._child is not None
-    starter._child.wait(5)
+    for _ in range(2):
+        starter.ensure()
+        assert starter._starter is not None
+        starter._starter.wait(5)
+        starter.ensure()
+        assert starter._starter is None
     assert count.read_text() == "x\nx\n"
+
+
+def test_what_a_start_came_to_does_not_matter_once_a_daemon_listens(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAL_RPC_DAEMON", str(script(tmp_path / "metald", "#!/bin/sh\nexit 1\n")))
+    starter = Autostart(endpoint)
+    starter.ensure()
+    assert starter._starter is not None
+    starter._starter.wait(5)
+    starter.connected()
+    starter.ensure()
 
 
 def test_the_daemon_is_looked_for_by_variable_path_and_repository(

@@ -1,8 +1,9 @@
 """Starts `metald` when nothing listens.
 
-The daemon is detached: its own session and log file, so it outlives the frontend that started it.
-Several frontends may start one at the same time; `metald` takes a lock, and all but one exit at
-once with `EXIT_ALREADY_RUNNING`.
+vLLM ends every process below its engine when it stops, and the daemon has to outlive the frontend
+that started it. So the daemon is the child of `metald start`, a short-lived process that ends as
+soon as the daemon listens. Several frontends may start one at the same time: `metald` takes a lock,
+and all but one end at once with `EXIT_ALREADY_RUNNING`.
 """
 
 import logging
@@ -19,70 +20,64 @@ from vllm_metal_rpc.errors import DaemonUnavailable
 logger = logging.getLogger("vllm.metal_rpc")
 
 EXIT_ALREADY_RUNNING: Final = 75
-_LOG_TAIL_LINES: Final = 20
-_LOG_TAIL_BYTES: Final = 16 << 10
 _PROGRESS_INTERVAL_S: Final = 5.0
 
 
 class Autostart:
-    """Keeps at most one `metald` of ours on its way to listening."""
+    """Keeps at most one `metald start` of ours running."""
 
     def __init__(self, endpoint: str, log_path: Path | None = None) -> None:
-        self._endpoint = endpoint
         self.log_path = log_path or envs.log_path()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
+        self._endpoint = endpoint
+        self._starter: subprocess.Popen[str] | None = None
         self._started_at = 0.0
         self._next_progress_at = 0.0
 
     def ensure(self) -> None:
-        """Starts a daemon, or looks after the one that was started before.
+        """Starts a daemon, or looks after the start that is under way.
 
         Raises:
             DaemonUnavailable: There is no `metald` to start, or it ended before it listened.
         """
-        if self._child is None:
+        if self._starter is None:
             self._start()
             return
-        status = self._child.poll()
+        status = self._starter.poll()
         if status is None:
             self._log_progress()
-        elif status == EXIT_ALREADY_RUNNING:
-            # Another daemon holds the lock: it is about to listen, or about to end.
-            self._child = None
-        else:
-            self._child = None
-            raise DaemonUnavailable(self._describe_end(status))
+            return
+        words = self._starter.communicate()[1].strip()
+        self._starter = None
+        # It listens; or another one does, or did until now.
+        if status in (0, EXIT_ALREADY_RUNNING):
+            return
+        end = f"exit code {status}" if status > 0 else f"signal {-status}"
+        raise DaemonUnavailable(
+            f"metald cannot be started ({end}; its log is {self.log_path}): "
+            f"{words or 'it wrote nothing'}"
+        )
 
     def connected(self) -> None:
-        """Says that a daemon listens: the end of the child is news again from now on."""
-        if self._child is not None and self._child.poll() is not None:
-            self._child = None
-
-    def lost(self) -> None:
-        """Says that the daemon is gone: a child that has ended was this daemon."""
-        if self._child is not None and self._child.poll() is not None:
-            self._child = None
+        """Says that a daemon listens, whatever the start has come to."""
+        if self._starter is not None and self._starter.poll() is not None:
+            self._starter.communicate()
+            self._starter = None
 
     def _start(self) -> None:
-        command = [find_daemon(), "serve"]
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("ab") as log:
-            self._log_start = log.tell()
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"METAL_RPC_ENDPOINT": self._endpoint},
-                start_new_session=True,
-                close_fds=True,
-            )
+        command = [find_daemon(), "start", "--log", str(self.log_path)]
+        self._starter = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=os.environ | {"METAL_RPC_ENDPOINT": self._endpoint},
+            start_new_session=True,
+        )
         self._started_at = time.monotonic()
         self._next_progress_at = self._started_at + _PROGRESS_INTERVAL_S
-        logger.info(
-            "Started %s (pid %d); its log is %s", command[0], self._child.pid, self.log_path
-        )
+        logger.info("Starting %s; its log is %s", command[0], self.log_path)
 
     def _log_progress(self) -> None:
         now = time.monotonic()
@@ -93,19 +88,6 @@ class Autostart:
                 self._endpoint,
                 now - self._started_at,
             )
-
-    def _describe_end(self, status: int) -> str:
-        end = f"exit code {status}" if status >= 0 else f"signal {-status}"
-        lines = self._log_tail()
-        tail = "\n".join(f"  {line}" for line in lines) if lines else "  (it wrote nothing)"
-        return f"metald ended with {end} before it listened; the end of {self.log_path}:\n{tail}"
-
-    def _log_tail(self) -> list[str]:
-        """The last lines that the child wrote."""
-        with self.log_path.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, size - _LOG_TAIL_BYTES))
-            return log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
 
 
 def find_daemon() -> str:

@@ -233,8 +233,6 @@ class Session:
         options = self._options
         deadline = time.monotonic() + options.recovery_timeout_s
         delay_s = _FIRST_DELAY_S
-        if options.autostart is not None:
-            options.autostart.lost()
         while True:
             try:
                 return self._open()
