@@ -140,6 +140,14 @@ pub enum ModelError {
         /// What it is.
         actual: safetensors::Dtype,
     },
+    /// A tensor, or several that are held as one, is larger than MLX can be given.
+    #[error("tensor {name} must have at most {max} elements with those beside it, but has {actual}", max = i32::MAX)]
+    TensorSize {
+        /// The tensor, or the first of several.
+        name: String,
+        /// Its elements, and those of the others.
+        actual: u64,
+    },
     /// The weights do not fit.
     #[error(
         "the weights need {needed_bytes} bytes as {dtype}, but {free_bytes} are free; \
@@ -171,9 +179,10 @@ impl ModelError {
                 ErrorCode::InvalidModel
             }
             Self::Read { .. } | Self::NoWeights { .. } => ErrorCode::ModelNotFound,
-            Self::Unsupported { .. } | Self::Quantized { .. } | Self::TensorDtype { .. } => {
-                ErrorCode::UnsupportedModel
-            }
+            Self::Unsupported { .. }
+            | Self::Quantized { .. }
+            | Self::TensorDtype { .. }
+            | Self::TensorSize { .. } => ErrorCode::UnsupportedModel,
             Self::Json { .. }
             | Self::TooLarge { .. }
             | Self::Config { .. }

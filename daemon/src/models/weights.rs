@@ -115,6 +115,14 @@ impl<'a> Weights<'a> {
             sources.push(self.source(name, *part_rows, row_shape)?);
             rows += part_rows;
         }
+        let num_elements: usize = sources.iter().map(|source| source.len).sum();
+        // `Array::from_slice` multiplies the dimensions as i32.
+        if i32::try_from(num_elements).is_err() {
+            return Err(ModelError::TensorSize {
+                name: parts[0].0.clone(),
+                actual: num_elements as u64,
+            });
+        }
         let shape: Vec<i32> = [&[rows], row_shape].concat();
         let array = match self.options.dtype {
             Dtype::Float32 => Array::from_slice(&self.read::<f32>(&sources)?, &shape),

@@ -220,3 +220,27 @@ fn indices_that_contradict_their_files_are_refused() {
         &[NORM, "must be in one file"],
     );
 }
+
+#[test]
+fn a_tensor_beyond_the_limit_of_mlx_is_refused() {
+    // Method: a file with a hole of 4 GiB, 2^31 elements, which nobody reads.
+    let name = "model.embed_tokens.weight";
+    let mut copy = Copy::of(TIED);
+    copy.config["vocab_size"] = json!(1 << 24);
+    copy.config["hidden_size"] = json!(128);
+    copy.write_config();
+    let entry =
+        json!({ "dtype": "BF16", "shape": [1 << 24, 128], "data_offsets": [0, 1_u64 << 32] });
+    let header = json!({ name: entry }).to_string();
+    let path = copy.path("model.safetensors");
+    fs::write(
+        &path,
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat(),
+    )
+    .expect("write");
+    let file = fs::File::options().write(true).open(&path).expect("open");
+    file.set_len(8 + header.len() as u64 + (1 << 32))
+        .expect("hole");
+    let parts = [name, "at most 2147483647 elements", "has 2147483648"];
+    refused(copy.folder.path(), ErrorCode::UnsupportedModel, &parts);
+}
