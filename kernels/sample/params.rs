@@ -136,7 +136,8 @@ impl SampleParams {
 
     /// Number of tokens that the output has, which is the position of the next one.
     pub(crate) fn output_position(&self) -> u32 {
-        self.history.num_tokens - self.history.num_prompt_tokens
+        let history = self.history;
+        history.num_tokens.saturating_sub(history.num_prompt_tokens)
     }
 
     /// Number of scores beside that of the sampled token.

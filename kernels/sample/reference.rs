@@ -94,6 +94,10 @@ fn top_k(logits: &mut [f32], top_k: usize) {
     }
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "torch divides by and sums into f32"
+)]
 fn top_p(logits: &mut [f32], top_p: f32) {
     if top_p >= 1.0 {
         return;
