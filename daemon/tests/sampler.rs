@@ -287,8 +287,7 @@ fn the_history_is_read_on_the_device() {
         bad_words_token_ids: vec![vec![3, 2]],
         ..SamplingParams::default()
     };
-    let logits = vec![vec![0.0, 1.0, 2.0, 2.5]];
-    let array = Array::from_slice(&logits.concat(), &[1, 4]);
+    let array = Array::from_slice(&[0.0, 1.0, 2.0, 2.5], &[1, 4]);
     let mut drawn = Vec::new();
     for position in 0..4 {
         let rows = [row(&params, 0, position)];

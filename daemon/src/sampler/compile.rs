@@ -35,7 +35,6 @@ fn compile_row(row: &SampleRow<'_>, batch: &mut SampleBatch) -> Result<SamplePar
     } else {
         &[]
     };
-    let is_biased = |bias: f32| [bias.to_bits().cast_signed()];
     let mut compiled = SampleParams {
         temperature: params.temperature as f32,
         top_p: params.top_p as f32,
@@ -62,9 +61,8 @@ fn compile_row(row: &SampleRow<'_>, batch: &mut SampleBatch) -> Result<SamplePar
         std::iter::once(len).chain(ids(word))
     }));
     compiled.bias = batch.push_list(params.logit_bias.iter().flat_map(|&(token, bias)| {
-        ids(&[token])
-            .chain(is_biased(bias as f32))
-            .collect::<Vec<_>>()
+        let bits = (bias as f32).to_bits().cast_signed();
+        ids(&[token]).chain([bits]).collect::<Vec<_>>()
     }));
     Ok(compiled)
 }
@@ -74,4 +72,92 @@ fn ids(tokens: &[u32]) -> impl Iterator<Item = i32> {
     tokens
         .iter()
         .map(|&token| i32::try_from(token).unwrap_or(i32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use metal_rpc_kernels::Span;
+    use metal_rpc_protocol::SamplingParams;
+
+    use super::*;
+
+    fn row(params: &SamplingParams, num_tokens: u32) -> SampleRow<'_> {
+        SampleRow {
+            params,
+            seed: 7,
+            table_offset: 100,
+            num_prompt_tokens: 4,
+            num_tokens,
+            grammar: None,
+        }
+    }
+
+    /// The list that a span of the batch's first row stands for.
+    fn list(batch: &SampleBatch, span: impl Fn(&SampleParams) -> Span) -> &[i32] {
+        let span = span(&batch.rows[0]);
+        &batch.lists[span.start as usize..][..span.len as usize]
+    }
+
+    #[test]
+    fn default_parameters_make_no_lists() {
+        let params = SamplingParams::default();
+        let batch = compile(&[row(&params, 4), row(&params, 9)]).expect("compiles");
+        assert!(batch.lists.is_empty());
+        let plain = SampleParams {
+            seed: 7,
+            ..SampleParams::default()
+        };
+        for (compiled, num_tokens) in batch.rows.iter().zip([4, 9]) {
+            let history = History {
+                start: 100,
+                num_prompt_tokens: 4,
+                num_tokens,
+            };
+            assert_eq!(*compiled, SampleParams { history, ..plain });
+            assert!(!compiled.needs_history());
+        }
+    }
+
+    #[test]
+    fn lists_are_those_of_the_parameters() {
+        let params = SamplingParams {
+            min_tokens: 3,
+            stop_token_ids: vec![2, 5],
+            logit_bias: vec![(8, -1.5), (9, 0.25)],
+            allowed_token_ids: Some(vec![1, u32::MAX]),
+            bad_words_token_ids: vec![vec![6], vec![7, 8, 9]],
+            logprob_token_ids: Some(vec![11]),
+            ..SamplingParams::default()
+        };
+        let bound = SampleRow {
+            grammar: Some(&[-1, 0]),
+            ..row(&params, 6)
+        };
+        let batch = compile(&[bound]).expect("compiles");
+        let bits = |bias: f32| bias.to_bits().cast_signed();
+        assert_eq!(list(&batch, |row| row.grammar), [-1, 0]);
+        assert_eq!(list(&batch, |row| row.stop), [2, 5]);
+        assert_eq!(list(&batch, |row| row.bias), [8, bits(-1.5), 9, bits(0.25)]);
+        assert_eq!(list(&batch, |row| row.allowed), [1, i32::MAX]);
+        assert_eq!(list(&batch, |row| row.bad_words), [1, 6, 3, 7, 8, 9]);
+        assert_eq!(list(&batch, |row| row.scored), [11]);
+        assert!(batch.rows[0].needs_history());
+    }
+
+    #[test]
+    fn stop_tokens_are_allowed_from_min_tokens_on() {
+        let params = SamplingParams {
+            min_tokens: 3,
+            stop_token_ids: vec![2],
+            ..SamplingParams::default()
+        };
+        for (num_tokens, is_masked) in [(4, true), (6, true), (7, false), (20, false)] {
+            let batch = compile(&[row(&params, num_tokens)]).expect("compiles");
+            assert_eq!(
+                !list(&batch, |row| row.stop).is_empty(),
+                is_masked,
+                "{num_tokens}"
+            );
+        }
+    }
 }
