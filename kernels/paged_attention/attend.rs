@@ -18,13 +18,18 @@ use std::ops::Range;
 use super::{
     chunk::{Scratch, padded_dim, partial_size},
     native::{Call, PagedAttention},
-    plan::{CHUNK, Tile, visible},
+    plan::{self, CHUNK, Tile, visible},
 };
 use crate::{
     dot::{self, Rows},
     element::Float,
     simd::{LANES, Lanes, Operation, vectorized},
 };
+
+/// How many keys are asked for ahead of the one that is fetched.
+const PREFETCH_KEYS: usize = 16;
+
+const CACHE_LINE_SIZE_BYTES: usize = 64;
 
 /// Computes the partial result of `tile` and `chunk` into the scratch.
 pub(super) fn attend<T: Float>(
@@ -112,13 +117,18 @@ impl<T: Float> Operation for Fetch<'_, T> {
         } = self.place;
         let (head_dim, dim) = (params.head_dim, self.place.dim());
         let full = head_dim / LANES * LANES;
-        for key in self.place.keys() {
-            let position = chunk * CHUNK + key;
-            let block = usize::try_from(self.blocks[position / params.block_size])
-                .expect("block ids were checked");
-            let slot = block * params.block_size + position % params.block_size;
-            let from =
-                &self.cache[(slot * params.num_kv_heads + tile.kv_head) * head_dim..][..head_dim];
+        let keys = self.place.keys();
+        let slots = |key| plan::slots(self.blocks, params.block_size, chunk * CHUNK + key);
+        let start = |slot| (slot * params.num_kv_heads + tile.kv_head) * head_dim;
+        // A row is a few cache lines, and the next one is far away: the CPU does not foresee it.
+        let mut ahead = slots(keys.start + PREFETCH_KEYS);
+        for (key, slot) in keys.clone().zip(slots(keys.start)) {
+            if key + PREFETCH_KEYS < keys.end
+                && let Some(slot) = ahead.next()
+            {
+                prefetch::<L, T>(&self.cache[start(slot)..][..head_dim]);
+            }
+            let from = &self.cache[start(slot)..][..head_dim];
             let to = &mut self.panel[key * dim..][..dim];
             let mut i = 0;
             while i < full {
@@ -131,6 +141,14 @@ impl<T: Float> Operation for Fetch<'_, T> {
             }
             to[head_dim..].fill(0.0);
         }
+    }
+}
+
+/// Asks for all cache lines of `row`.
+#[inline(always)]
+fn prefetch<L: Lanes, T>(row: &[T]) {
+    for line in row.chunks(CACHE_LINE_SIZE_BYTES / size_of::<T>()) {
+        L::prefetch(line.as_ptr());
     }
 }
 
@@ -228,11 +246,11 @@ impl Operation for Weigh<'_> {
         self.scratch.partial[2 * rows..size].fill(0.0);
         let mut row = 0;
         while row < rows {
-            row += if row + 4 <= rows {
-                self.together::<L, 4>(row)
-            } else {
-                self.keys::<L, 1>(row, self.place.keys_of(row));
-                1
+            row += match rows - row {
+                1 => self.together::<L, 1>(row),
+                2 => self.together::<L, 2>(row),
+                3 => self.together::<L, 3>(row),
+                _ => self.together::<L, 4>(row),
             };
         }
     }

@@ -142,6 +142,33 @@ pub(super) fn tiles(batch: Batch<'_>, num_kv_heads: usize, group: usize, tiles: 
     }
 }
 
+/// Slots of the keys from `position` on, as long as there are blocks.
+#[inline]
+pub(super) fn slots(
+    blocks: &[i32],
+    block_size: usize,
+    position: usize,
+) -> impl Iterator<Item = usize> {
+    let mut blocks = blocks.iter().skip(position / block_size);
+    let mut first = move || {
+        let block = blocks.next()?;
+        Some(usize::try_from(*block).expect("block ids were checked") * block_size)
+    };
+    let mut next = first().map(|slot| slot + position % block_size);
+    let mut left = block_size - position % block_size;
+    std::iter::from_fn(move || {
+        let slot = next?;
+        left -= 1;
+        next = if left == 0 {
+            left = block_size;
+            first()
+        } else {
+            Some(slot + 1)
+        };
+        Some(slot)
+    })
+}
+
 /// Positions of the keys that the query at `position` sees.
 pub(super) fn visible(position: usize, sliding_window: Option<u32>) -> Range<usize> {
     let end = position + 1;
