@@ -39,7 +39,12 @@ pub struct ServeFlags {
     #[command(flatten)]
     engine: EngineFlags,
     /// Seconds that a model stays in memory after its last frontend has left.
-    #[arg(long, env = "METAL_RPC_MODEL_KEEP_ALIVE_S", default_value_t = 300, value_name = "SECONDS")]
+    #[arg(
+        long,
+        env = "METAL_RPC_MODEL_KEEP_ALIVE_S",
+        default_value_t = 300,
+        value_name = "SECONDS"
+    )]
     model_keep_alive_s: u64,
     /// Write logs as JSON lines.
     #[arg(long)]
@@ -78,7 +83,11 @@ pub struct GenerateFlags {
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// What weights and KV cache are held in.
-    #[arg(long, default_value = "bfloat16", value_name = "float32|float16|bfloat16")]
+    #[arg(
+        long,
+        default_value = "bfloat16",
+        value_name = "float32|float16|bfloat16"
+    )]
     pub dtype: String,
     /// Most tokens to generate.
     #[arg(long, default_value_t = 64, value_name = "N")]
@@ -103,10 +112,20 @@ struct EndpointFlags {
 #[derive(Debug, Args)]
 struct EngineFlags {
     /// What models run on.
-    #[arg(long, env = "VLLM_MLX_DEVICE", default_value = "cpu", value_name = "cpu|gpu")]
+    #[arg(
+        long,
+        env = "VLLM_MLX_DEVICE",
+        default_value = "cpu",
+        value_name = "cpu|gpu"
+    )]
     device: String,
     /// Share of the device's memory that weights and caches of all frontends may take.
-    #[arg(long, env = "VLLM_METAL_MEMORY_FRACTION", default_value_t = 0.9, value_name = "FRACTION")]
+    #[arg(
+        long,
+        env = "VLLM_METAL_MEMORY_FRACTION",
+        default_value_t = 0.9,
+        value_name = "FRACTION"
+    )]
     memory_fraction: f64,
 }
 
@@ -188,7 +207,9 @@ impl GenerateFlags {
 
 impl EndpointFlags {
     fn resolve(&self) -> Result<Endpoint, EndpointError> {
-        self.endpoint.as_ref().map_or_else(|| Ok(Endpoint::default_of_user()), |text| text.parse())
+        self.endpoint
+            .as_ref()
+            .map_or_else(|| Ok(Endpoint::default_of_user()), |text| text.parse())
     }
 }
 
@@ -200,7 +221,11 @@ impl EngineFlags {
             return Err(ConfigError::MemoryFraction(fraction));
         }
         let memory = MemoryBudget::of_this_machine(fraction)?;
-        Ok(EngineConfig { device, memory, model_keep_alive })
+        Ok(EngineConfig {
+            device,
+            memory,
+            model_keep_alive,
+        })
     }
 }
 
@@ -239,8 +264,14 @@ mod tests {
     fn what_cannot_be_is_refused() {
         for fraction in ["0", "1.5", "-1", "NaN"] {
             let result = serve(&[&format!("--memory-fraction={fraction}")]);
-            assert!(matches!(result, Err(ConfigError::MemoryFraction(_))), "{fraction}");
+            assert!(
+                matches!(result, Err(ConfigError::MemoryFraction(_))),
+                "{fraction}"
+            );
         }
-        assert!(matches!(serve(&["--device", "tpu"]), Err(ConfigError::Device(_))));
+        assert!(matches!(
+            serve(&["--device", "tpu"]),
+            Err(ConfigError::Device(_))
+        ));
     }
 }

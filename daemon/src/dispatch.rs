@@ -97,14 +97,20 @@ impl Dispatcher {
                 return self.reply_outside(peer, 0, Reply::Error(error));
             }
         };
-        let RequestEnvelope { session, seq, request } = envelope;
+        let RequestEnvelope {
+            session,
+            seq,
+            request,
+        } = envelope;
         match (session, request) {
             (_, Request::Hello(hello)) => self.open(peer, seq, hello, received),
             (_, Request::Status) => {
                 let report = self.report(received);
                 self.reply_outside(peer, seq, Reply::StatusReport(report));
             }
-            (Some(token), request) => self.dispatch_in_session(peer, token, (seq, received), request),
+            (Some(token), request) => {
+                self.dispatch_in_session(peer, token, (seq, received), request)
+            }
             (None, request) => {
                 let message = format!("{} needs the token of a session", request.name());
                 let error = refusal(ErrorCode::UnknownSession, message);
@@ -124,12 +130,18 @@ impl Dispatcher {
             let message = "this daemon has no such session: its lease ran out, or another daemon \
                            opened it; say hello again";
             let code = ErrorCode::UnknownSession;
-            let error = ErrorReply { code, scope: Scope::Session, message: message.to_owned() };
+            let error = ErrorReply {
+                code,
+                scope: Scope::Session,
+                message: message.to_owned(),
+            };
             return self.reply_outside(peer, seq, Reply::Error(error));
         };
         if seq <= connection.last_seq {
             let message = format!("seq must rise, but {seq} follows {}", connection.last_seq);
-            return connection.outbox.send_error(seq, refusal(ErrorCode::OutOfOrder, message));
+            return connection
+                .outbox
+                .send_error(seq, refusal(ErrorCode::OutOfOrder, message));
         }
         connection.last_seq = seq;
         let (session, outbox) = (connection.id, connection.outbox.clone());
@@ -143,7 +155,12 @@ impl Dispatcher {
             Request::Sample(sample) => EngineRequest::Sample(sample),
             Request::Hello(_) | Request::Status => unreachable!("`dispatch` has served these"),
         };
-        let message = EngineMessage::Request { session, seq, received, request };
+        let message = EngineMessage::Request {
+            session,
+            seq,
+            received,
+            request,
+        };
         if let Err(TrySendError::Full(_)) = self.engine.messages.try_send(message) {
             let message = "the engine's queue is full".to_owned();
             outbox.send_error(seq, refusal(ErrorCode::TooManySteps, message));
@@ -160,7 +177,13 @@ impl Dispatcher {
         }
     }
 
-    fn try_open(&mut self, peer: &Peer, seq: u64, hello: Hello, now: Instant) -> Result<(), ErrorReply> {
+    fn try_open(
+        &mut self,
+        peer: &Peer,
+        seq: u64,
+        hello: Hello,
+        now: Instant,
+    ) -> Result<(), ErrorReply> {
         let spoken = hello.min_protocol_version..=hello.max_protocol_version;
         if !spoken.contains(&PROTOCOL_VERSION) {
             let message = format!(
@@ -180,10 +203,22 @@ impl Dispatcher {
         let (outbox, replies) = Outbox::new();
         let opened = self.registry.open(hello, peer.clone(), outbox.clone(), now);
         let (token, connection) = opened.map_err(|error| {
-            refusal(ErrorCode::TooManySessions, format!("no random session token: {error}"))
+            refusal(
+                ErrorCode::TooManySessions,
+                format!("no random session token: {error}"),
+            )
         })?;
-        info!(session = connection.id.0, frontend, pid = connection.hello.pid, "frontend connected");
-        self.writers.spawn(write(replies, Arc::clone(&connection.peer), self.socket.clone()));
+        info!(
+            session = connection.id.0,
+            frontend,
+            pid = connection.hello.pid,
+            "frontend connected"
+        );
+        self.writers.spawn(write(
+            replies,
+            Arc::clone(&connection.peer),
+            self.socket.clone(),
+        ));
         let session = connection.id;
         outbox.send(
             seq,
@@ -198,24 +233,47 @@ impl Dispatcher {
                 device: self.info.device.clone(),
             }),
         );
-        self.tell_engine(EngineMessage::Open { session, frontend, outbox });
+        self.tell_engine(EngineMessage::Open {
+            session,
+            frontend,
+            outbox,
+        });
         Ok(())
     }
 
     fn close(&mut self, token: SessionToken, seq: u64) {
         if let Some(connection) = self.registry.close(token) {
-            info!(session = connection.id.0, frontend = connection.hello.frontend, "goodbye");
+            info!(
+                session = connection.id.0,
+                frontend = connection.hello.frontend,
+                "goodbye"
+            );
             connection.outbox.send(seq, Reply::Farewell);
-            self.tell_engine(EngineMessage::Close { session: connection.id });
+            self.tell_engine(EngineMessage::Close {
+                session: connection.id,
+            });
         }
     }
 
     fn expire(&mut self) {
         let now = Instant::now();
-        for connection in self.registry.expire(now, Duration::from_millis(LEASE_MS.into())) {
-            let Connection { id, hello, last_heard, .. } = connection;
+        for connection in self
+            .registry
+            .expire(now, Duration::from_millis(LEASE_MS.into()))
+        {
+            let Connection {
+                id,
+                hello,
+                last_heard,
+                ..
+            } = connection;
             let silent_ms = u64::try_from((now - last_heard).as_millis()).unwrap_or(u64::MAX);
-            warn!(session = id.0, frontend = hello.frontend, silent_ms, "session closed");
+            warn!(
+                session = id.0,
+                frontend = hello.frontend,
+                silent_ms,
+                "session closed"
+            );
             self.tell_engine(EngineMessage::Close { session: id });
         }
         // Writers of closed sessions have ended.
@@ -231,7 +289,12 @@ impl Dispatcher {
     }
 
     fn report(&self, now: Instant) -> StatusReport {
-        let engine = self.engine.status.lock().expect("nobody panics while holding it").clone();
+        let engine = self
+            .engine
+            .status
+            .lock()
+            .expect("nobody panics while holding it")
+            .clone();
         let used_by = |id: SessionId| -> SessionUse {
             let found = engine.sessions.iter().find(|(session, _)| *session == id);
             found.map(|(_, used)| used.clone()).unwrap_or_default()
@@ -266,7 +329,9 @@ impl Dispatcher {
 
     /// Answers a peer that has no session. Dropped if too many such answers are on their way.
     fn reply_outside(&mut self, peer: &Peer, seq: u64, reply: Reply) {
-        let Ok(permit) = Arc::clone(&self.loose_replies).try_acquire_owned() else { return };
+        let Ok(permit) = Arc::clone(&self.loose_replies).try_acquire_owned() else {
+            return;
+        };
         let bytes = encode_reply(&ReplyEnvelope { seq, reply });
         let (mut socket, peer) = (self.socket.clone(), peer.clone());
         self.writers.spawn(async move {
@@ -283,7 +348,11 @@ impl Dispatcher {
         for connection in self.registry.iter() {
             let code = ErrorCode::ShuttingDown;
             let message = "the daemon stops; say hello to the next one".to_owned();
-            let error = ErrorReply { code, scope: Scope::Daemon, message };
+            let error = ErrorReply {
+                code,
+                scope: Scope::Daemon,
+                message,
+            };
             connection.outbox.send_error(0, error);
         }
         drop(self.registry);
@@ -295,7 +364,11 @@ impl Dispatcher {
 }
 
 /// Sends the replies of one session until it is closed and its queue is empty.
-async fn write(mut replies: mpsc::Receiver<Vec<u8>>, peer: Arc<Mutex<Peer>>, mut socket: SocketSender) {
+async fn write(
+    mut replies: mpsc::Receiver<Vec<u8>>,
+    peer: Arc<Mutex<Peer>>,
+    mut socket: SocketSender,
+) {
     while let Some(bytes) = replies.recv().await {
         let peer = peer.lock().expect("nobody panics while holding it").clone();
         if let Err(error) = socket.send(&peer, bytes).await {
@@ -306,5 +379,9 @@ async fn write(mut replies: mpsc::Receiver<Vec<u8>>, peer: Arc<Mutex<Peer>>, mut
 }
 
 fn refusal(code: ErrorCode, message: String) -> ErrorReply {
-    ErrorReply { code, scope: Scope::Request, message }
+    ErrorReply {
+        code,
+        scope: Scope::Request,
+        message,
+    }
 }

@@ -67,7 +67,9 @@ impl Endpoint {
             Some(runtime) if !runtime.is_empty() => PathBuf::from(runtime).join("metal-rpc"),
             _ => std::env::temp_dir().join(format!("metal-rpc-{}", geteuid())),
         };
-        Self { path: directory.join("metald.sock") }
+        Self {
+            path: directory.join("metald.sock"),
+        }
     }
 
     /// The socket's path.
@@ -85,17 +87,26 @@ impl Endpoint {
             let path = path.to_owned();
             move |error| EndpointError::Io { path, error }
         };
-        let directory = self.path.parent().expect("the path is absolute and names a file");
+        let directory = self
+            .path
+            .parent()
+            .expect("the path is absolute and names a file");
         if !directory.exists() {
             let mut builder = DirBuilder::new();
-            builder.recursive(true).mode(0o700).create(directory).map_err(io(directory))?;
+            builder
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(io(directory))?;
         }
         let metadata = fs::symlink_metadata(directory).map_err(io(directory))?;
         let is_private = metadata.is_dir()
             && metadata.uid() == geteuid().as_raw()
             && metadata.mode().trailing_zeros() >= 6;
         if !is_private {
-            return Err(EndpointError::Directory { path: directory.to_owned() });
+            return Err(EndpointError::Directory {
+                path: directory.to_owned(),
+            });
         }
         let lock_path = self.path.with_extension("lock");
         let file = fs::File::create(&lock_path).map_err(io(&lock_path))?;
@@ -108,10 +119,17 @@ impl Endpoint {
             Ok(stale) if stale.file_type().is_socket() => {
                 fs::remove_file(&self.path).map_err(io(&self.path))?;
             }
-            Ok(_) => return Err(EndpointError::InTheWay { path: self.path.clone() }),
+            Ok(_) => {
+                return Err(EndpointError::InTheWay {
+                    path: self.path.clone(),
+                });
+            }
             Err(_) => {}
         }
-        Ok(Claim { path: self.path.clone(), _lock: lock })
+        Ok(Claim {
+            path: self.path.clone(),
+            _lock: lock,
+        })
     }
 }
 
@@ -169,17 +187,31 @@ mod tests {
     use super::*;
 
     fn endpoint(directory: &tempfile::TempDir) -> Endpoint {
-        Endpoint { path: directory.path().join("a/b/metald.sock") }
+        Endpoint {
+            path: directory.path().join("a/b/metald.sock"),
+        }
     }
 
     #[test]
     fn only_absolute_ipc_paths_are_endpoints() {
         assert!("ipc:///run/x/metald.sock".parse::<Endpoint>().is_ok());
-        for text in ["tcp://127.0.0.1:1", "ipc://relative", "ipc:///", "", "/run/x"] {
-            assert!(matches!(text.parse::<Endpoint>(), Err(EndpointError::Form(_))), "{text}");
+        for text in [
+            "tcp://127.0.0.1:1",
+            "ipc://relative",
+            "ipc:///",
+            "",
+            "/run/x",
+        ] {
+            assert!(
+                matches!(text.parse::<Endpoint>(), Err(EndpointError::Form(_))),
+                "{text}"
+            );
         }
         let long = format!("ipc:///{}", "x".repeat(MAX_PATH_BYTES));
-        assert!(matches!(long.parse::<Endpoint>(), Err(EndpointError::TooLong { .. })));
+        assert!(matches!(
+            long.parse::<Endpoint>(),
+            Err(EndpointError::TooLong { .. })
+        ));
     }
 
     #[test]
@@ -198,11 +230,16 @@ mod tests {
         let endpoint = endpoint(&directory);
         drop(endpoint.claim().expect("it is free"));
         drop(UnixListener::bind(endpoint.path()).expect("the directory exists"));
-        let claim = endpoint.claim().expect("a dead daemon's socket is no obstacle");
+        let claim = endpoint
+            .claim()
+            .expect("a dead daemon's socket is no obstacle");
         assert!(!endpoint.path().exists());
         drop(claim);
         fs::write(endpoint.path(), "precious").expect("the directory exists");
-        assert!(matches!(endpoint.claim(), Err(EndpointError::InTheWay { .. })));
+        assert!(matches!(
+            endpoint.claim(),
+            Err(EndpointError::InTheWay { .. })
+        ));
         assert!(endpoint.path().exists());
     }
 
@@ -212,11 +249,21 @@ mod tests {
         let open = directory.path().join("open");
         fs::create_dir(&open).expect("it is new");
         fs::set_permissions(&open, Permissions::from_mode(0o755)).expect("it is ours");
-        let endpoint = Endpoint { path: open.join("metald.sock") };
-        assert!(matches!(endpoint.claim(), Err(EndpointError::Directory { .. })));
+        let endpoint = Endpoint {
+            path: open.join("metald.sock"),
+        };
+        assert!(matches!(
+            endpoint.claim(),
+            Err(EndpointError::Directory { .. })
+        ));
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(directory.path(), &link).expect("it is new");
-        let endpoint = Endpoint { path: link.join("metald.sock") };
-        assert!(matches!(endpoint.claim(), Err(EndpointError::Directory { .. })));
+        let endpoint = Endpoint {
+            path: link.join("metald.sock"),
+        };
+        assert!(matches!(
+            endpoint.claim(),
+            Err(EndpointError::Directory { .. })
+        ));
     }
 }

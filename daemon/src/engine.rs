@@ -42,9 +42,9 @@ use crate::reply::Submitted;
 use crate::session::state::WaitingStep;
 use crate::session::{Session, SessionId, ValidStep};
 
+use control::Loading;
 pub use control::{EngineStatus, SessionUse};
 pub use handle::EngineHandle;
-use control::Loading;
 use sampling::HeldStep;
 
 /// How often an idle engine looks for models that nobody uses any more.
@@ -169,7 +169,12 @@ impl Engine {
     /// An engine without models. Runs on the thread that calls [`run`](Self::run).
     #[must_use]
     pub fn new(config: EngineConfig, channels: EngineChannels) -> Self {
-        let EngineChannels { queue, messages, submitted, status } = channels;
+        let EngineChannels {
+            queue,
+            messages,
+            submitted,
+            status,
+        } = channels;
         Self {
             config,
             queue,
@@ -206,8 +211,13 @@ impl Engine {
 
     /// Submits one forward over the steps that are ready together. False if there is none.
     fn step(&mut self) -> bool {
-        let Some((key, steps)) = self.collect() else { return false };
-        let sessions: Vec<_> = steps.iter().map(|(session, step)| (*session, step.seq)).collect();
+        let Some((key, steps)) = self.collect() else {
+            return false;
+        };
+        let sessions: Vec<_> = steps
+            .iter()
+            .map(|(session, step)| (*session, step.seq))
+            .collect();
         if let Err(error) = self.forward(&key, steps) {
             for (session, seq) in sessions {
                 let message = format!("the step failed: {error}");
@@ -223,8 +233,10 @@ impl Engine {
             let candidates = self.candidates();
             let chosen = next_forward(&candidates, self.num_in_flight);
             let key = self.sessions[chosen.first()?].model.clone()?;
-            let steps: Vec<_> =
-                chosen.into_iter().filter_map(|session| self.take_step(session)).collect();
+            let steps: Vec<_> = chosen
+                .into_iter()
+                .filter_map(|session| self.take_step(session))
+                .collect();
             if !steps.is_empty() {
                 return Some((key, steps));
             }
@@ -250,12 +262,21 @@ impl Engine {
     /// Applies the oldest waiting step of a session. None if it needs no forward or was refused.
     fn take_step(&mut self, id: SessionId) -> Option<(SessionId, ValidStep)> {
         let session = self.sessions.get_mut(&id)?;
-        let WaitingStep { seq, received, exec } = session.waiting.pop_front()?;
-        let model = session.model.as_ref().and_then(|key| self.models.get_mut(key))?;
+        let WaitingStep {
+            seq,
+            received,
+            exec,
+        } = session.waiting.pop_front()?;
+        let model = session
+            .model
+            .as_ref()
+            .and_then(|key| self.models.get_mut(key))?;
         let (cache, pool) = (session.cache.as_mut()?, &mut model.cache.as_mut()?.pool);
         match cache.apply((seq, received), exec, pool) {
             Ok(step) if step.rows.is_empty() => {
-                session.outbox.send(seq, Reply::StepResult(StepResult::default()));
+                session
+                    .outbox
+                    .send(seq, Reply::StepResult(StepResult::default()));
                 None
             }
             Ok(step) => {
@@ -281,22 +302,33 @@ impl Engine {
             self.write_new_tokens(*session, step)?;
         }
         let model = self.models.get_mut(key).expect("a session keeps its model");
-        let cache = model.cache.as_mut().expect("steps come after the cache was created");
+        let cache = model
+            .cache
+            .as_mut()
+            .expect("steps come after the cache was created");
         let batched: Vec<BatchedStep<'_>> = steps
             .iter()
             .map(|(id, step)| {
-                let cache = self.sessions[id].cache.as_ref().expect("the step was applied to it");
-                BatchedStep { step, token_table: &cache.token_table }
+                let cache = self.sessions[id]
+                    .cache
+                    .as_ref()
+                    .expect("the step was applied to it");
+                BatchedStep {
+                    step,
+                    token_table: &cache.token_table,
+                }
             })
             .collect();
         let batch = InputBatch::build(&batched, cache.block_size)?;
-        debug!(num_sessions = steps.len(), num_tokens = batch.num_tokens, "forward");
+        debug!(
+            num_sessions = steps.len(),
+            num_tokens = batch.num_tokens,
+            "forward"
+        );
 
         let hidden = model.model.forward(&batch.input, &mut cache.kv)?;
         let logits = match &batch.logits_indices {
-            Some(indices) => {
-                Some(model.model.logits(&hidden.take_axis(indices, 0)?)?)
-            }
+            Some(indices) => Some(model.model.logits(&hidden.take_axis(indices, 0)?)?),
             None => None,
         };
         self.sample(key, steps, (hidden, logits), submitted)
@@ -307,16 +339,26 @@ impl Engine {
         if step.new_tokens.is_empty() {
             return Ok(());
         }
-        let cache = self.sessions.get_mut(&id).and_then(|session| session.cache.as_mut());
+        let cache = self
+            .sessions
+            .get_mut(&id)
+            .and_then(|session| session.cache.as_mut());
         let table = &mut cache.expect("the step was applied to it").token_table;
         let mut token_ids = Vec::new();
         let mut slots = Vec::new();
         for (handle, tokens) in &step.new_tokens {
             token_ids.extend_from_slice(tokens);
-            slots.extend((0_u32..).zip(tokens).map(|(position, _)| table.slot(*handle, position)));
+            slots.extend(
+                (0_u32..)
+                    .zip(tokens)
+                    .map(|(position, _)| table.slot(*handle, position)),
+            );
         }
         let len = i32::try_from(slots.len()).expect("a message's size is limited");
-        table.write(&Array::from_slice(&token_ids, &[len]), &Array::from_slice(&slots, &[len]))?;
+        table.write(
+            &Array::from_slice(&token_ids, &[len]),
+            &Array::from_slice(&slots, &[len]),
+        )?;
         Ok(())
     }
 
@@ -347,7 +389,14 @@ impl Engine {
     fn end_session(&mut self, id: SessionId, seq: u64, code: ErrorCode, message: String) {
         if let Some(session) = self.sessions.get(&id) {
             warn!(session = id.0, error = message, "closing the session");
-            session.outbox.send_error(seq, ErrorReply { code, scope: Scope::Session, message });
+            session.outbox.send_error(
+                seq,
+                ErrorReply {
+                    code,
+                    scope: Scope::Session,
+                    message,
+                },
+            );
             session.outbox.close();
         }
         self.close(id);

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use metal_rpc_protocol::{
-    CodecError, CreateCache, ErrorReply, Exec, LoadModel, ModelLoaded, NewBlocks, NewRequest, Reply,
-    ReserveMemory, SamplingParams, decode_reply,
+    CodecError, CreateCache, ErrorReply, Exec, LoadModel, ModelLoaded, NewBlocks, NewRequest,
+    Reply, ReserveMemory, SamplingParams, decode_reply,
 };
 use serde::Deserialize;
 use tokenizers::Tokenizer;
@@ -66,20 +66,37 @@ pub enum GenerateError {
 /// [`GenerateError`].
 pub fn run(flags: &GenerateFlags) -> Result<(), GenerateError> {
     let path = flags.model.join("tokenizer.json");
-    let tokenizer = Tokenizer::from_file(&path)
-        .map_err(|error| GenerateError::Tokenizer { path: path.clone(), error })?;
+    let tokenizer = Tokenizer::from_file(&path).map_err(|error| GenerateError::Tokenizer {
+        path: path.clone(),
+        error,
+    })?;
     let encoding = tokenizer
         .encode(flags.prompt.as_str(), true)
-        .map_err(|error| GenerateError::Tokenizer { path: path.clone(), error })?;
-    let prompt: Vec<i32> = encoding.get_ids().iter().map(|id| id.cast_signed()).collect();
+        .map_err(|error| GenerateError::Tokenizer {
+            path: path.clone(),
+            error,
+        })?;
+    let prompt: Vec<i32> = encoding
+        .get_ids()
+        .iter()
+        .map(|id| id.cast_signed())
+        .collect();
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
     let eos = EosTokens::of_folder(&flags.model);
     let engine = EngineHandle::start(flags.engine()?)?;
     let (outbox, replies) = Outbox::new();
-    let mut frontend = Frontend { engine: &engine, replies, seq: 0 };
-    frontend.tell(EngineMessage::Open { session: SESSION, frontend: "generate".into(), outbox })?;
+    let mut frontend = Frontend {
+        engine: &engine,
+        replies,
+        seq: 0,
+    };
+    frontend.tell(EngineMessage::Open {
+        session: SESSION,
+        frontend: "generate".into(),
+        outbox,
+    })?;
     let result = frontend.generate(flags, prompt, &eos, &tokenizer);
     engine.stop();
     result
@@ -112,10 +129,12 @@ impl Frontend<'_> {
             if eos.contains(token_id) {
                 break;
             }
-            let text = stream.step(token_id).map_err(|error| GenerateError::Tokenizer {
-                path: flags.model.join("tokenizer.json"),
-                error,
-            })?;
+            let text = stream
+                .step(token_id)
+                .map_err(|error| GenerateError::Tokenizer {
+                    path: flags.model.join("tokenizer.json"),
+                    error,
+                })?;
             write!(output, "{}", text.unwrap_or_default())?;
             output.flush()?;
             step = next_step(computed);
@@ -144,7 +163,9 @@ impl Frontend<'_> {
             Reply::ModelLoaded(loaded) => loaded,
             other => return Err(GenerateError::Unexpected(other.name())),
         };
-        self.ask(EngineRequest::ReserveMemory(ReserveMemory { memory_fraction: 1.0 }))?;
+        self.ask(EngineRequest::ReserveMemory(ReserveMemory {
+            memory_fraction: 1.0,
+        }))?;
         let num_layers = u32::try_from(loaded.kv_cache_specs.len()).unwrap_or(u32::MAX);
         self.ask(EngineRequest::CreateCache(CreateCache {
             num_blocks: num_tokens.div_ceil(BLOCK_SIZE) + 1,
@@ -190,14 +211,22 @@ impl Frontend<'_> {
     }
 
     fn tell(&self, message: EngineMessage) -> Result<(), GenerateError> {
-        self.engine.messages.send(message).map_err(|_| GenerateError::Stopped)
+        self.engine
+            .messages
+            .send(message)
+            .map_err(|_| GenerateError::Stopped)
     }
 
     /// Sends a request and waits for its answer.
     fn ask(&mut self, request: EngineRequest) -> Result<Reply, GenerateError> {
         self.seq += 1;
         let (seq, received) = (self.seq, Instant::now());
-        self.tell(EngineMessage::Request { session: SESSION, seq, received, request })?;
+        self.tell(EngineMessage::Request {
+            session: SESSION,
+            seq,
+            received,
+            request,
+        })?;
         loop {
             let bytes = self.replies.blocking_recv().ok_or(GenerateError::Stopped)?;
             match decode_reply(&bytes)?.reply {
@@ -212,11 +241,18 @@ impl Frontend<'_> {
 /// Runs the token at position `computed`, which the last step sampled.
 fn next_step(computed: u32) -> Exec {
     let is_new_block = computed.is_multiple_of(BLOCK_SIZE);
-    let new_block = NewBlocks { row: 0, block_ids: vec![vec![computed / BLOCK_SIZE + 1]] };
+    let new_block = NewBlocks {
+        row: 0,
+        block_ids: vec![vec![computed / BLOCK_SIZE + 1]],
+    };
     Exec {
         handles: vec![0],
         num_computed_tokens: vec![computed],
-        new_blocks: if is_new_block { vec![new_block] } else { Vec::new() },
+        new_blocks: if is_new_block {
+            vec![new_block]
+        } else {
+            Vec::new()
+        },
         ..Exec::default()
     }
 }
@@ -241,7 +277,10 @@ impl EosTokens {
             serde_json::from_slice(&std::fs::read(folder.join(name)).ok()?).ok()
         };
         let named = |eos: &Self| eos.eos_token_id.is_some();
-        read("generation_config.json").filter(named).or_else(|| read("config.json")).unwrap_or_default()
+        read("generation_config.json")
+            .filter(named)
+            .or_else(|| read("config.json"))
+            .unwrap_or_default()
     }
 
     fn contains(&self, token_id: u32) -> bool {

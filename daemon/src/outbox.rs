@@ -24,7 +24,13 @@ impl Outbox {
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Vec<u8>>) {
         let (queue, replies) = mpsc::channel(REPLY_QUEUE_DEPTH);
-        (Self { queue, closed: Arc::default() }, replies)
+        (
+            Self {
+                queue,
+                closed: Arc::default(),
+            },
+            replies,
+        )
     }
 
     /// Queues a reply to the request numbered `seq`.
@@ -33,7 +39,10 @@ impl Outbox {
     pub fn send(&self, seq: u64, reply: Reply) {
         let bytes = encode_reply(&ReplyEnvelope { seq, reply });
         if let Err(mpsc::error::TrySendError::Full(_)) = self.queue.try_send(bytes) {
-            warn!(limit = REPLY_QUEUE_DEPTH, "a frontend does not read its replies");
+            warn!(
+                limit = REPLY_QUEUE_DEPTH,
+                "a frontend does not read its replies"
+            );
             self.close();
         }
     }

@@ -84,7 +84,14 @@ fn answer(outbox: &Outbox, seq: u64, result: Result<StepResult, String>) {
         Err(error) => {
             let (code, scope) = (ErrorCode::StepFailed, Scope::Session);
             let message = format!("the device could not run the step: {error}");
-            outbox.send_error(seq, ErrorReply { code, scope, message });
+            outbox.send_error(
+                seq,
+                ErrorReply {
+                    code,
+                    scope,
+                    message,
+                },
+            );
             outbox.close();
         }
     }
@@ -102,7 +109,10 @@ fn read(reply: PendingReply) -> Result<StepResult, KernelError> {
             result.token_ids.0[*row as usize] = token_id;
             if token_id < 0 {
                 let message = "logits of this request are not numbers, or no token is allowed";
-                result.row_errors.push(RowError { row: *row, message: message.to_owned() });
+                result.row_errors.push(RowError {
+                    row: *row,
+                    message: message.to_owned(),
+                });
             }
         }
         if let Some(logprobs) = sampled.logprobs {
@@ -112,7 +122,10 @@ fn read(reply: PendingReply) -> Result<StepResult, KernelError> {
     }
     for (row, chunks) in &reply.prompt_logprobs {
         let logprobs = read_logprobs(chunks)?;
-        result.prompt_logprobs.push(PromptLogprobs { row: *row, logprobs });
+        result.prompt_logprobs.push(PromptLogprobs {
+            row: *row,
+            logprobs,
+        });
     }
     result.run_us = micros(reply.submitted.elapsed());
     Ok(result)
@@ -132,8 +145,14 @@ fn read_logprobs(chunks: &[SampledLogprobs]) -> Result<Logprobs, KernelError> {
     };
     for chunk in chunks {
         table.num_columns = chunk.token_ids.shape()[1].cast_unsigned();
-        table.token_ids.0.extend(kernels::to_vec_i32(&chunk.token_ids)?);
-        table.logprobs.0.extend(kernels::to_vec_f32(&chunk.logprobs)?);
+        table
+            .token_ids
+            .0
+            .extend(kernels::to_vec_i32(&chunk.token_ids)?);
+        table
+            .logprobs
+            .0
+            .extend(kernels::to_vec_f32(&chunk.logprobs)?);
         table.ranks.0.extend(kernels::to_vec_i32(&chunk.ranks)?);
     }
     Ok(table)
@@ -152,8 +171,10 @@ fn spread(sampled: Logprobs, sampled_rows: &[u32], num_rows: usize) -> Logprobs 
         ranks: vec![0; num_rows].into(),
     };
     for (from, to) in sampled_rows.iter().map(|row| *row as usize).enumerate() {
-        let (source, target) =
-            (from * columns..(from + 1) * columns, to * columns..(to + 1) * columns);
+        let (source, target) = (
+            from * columns..(from + 1) * columns,
+            to * columns..(to + 1) * columns,
+        );
         table.token_ids.0[target.clone()].copy_from_slice(&sampled.token_ids.0[source.clone()]);
         table.logprobs.0[target].copy_from_slice(&sampled.logprobs.0[source]);
         table.ranks.0[to] = sampled.ranks.0[from];

@@ -34,8 +34,10 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`].
 pub fn run(config: &Config) -> Result<(), ServeError> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(serve(config))
 }
 
@@ -64,13 +66,17 @@ async fn serve(config: &Config) -> Result<(), ServeError> {
         memory_bytes = config.engine.memory.limit_bytes,
         "serving"
     );
-    Dispatcher::new(info, engine, sender).run(receiver, stop).await;
+    Dispatcher::new(info, engine, sender)
+        .run(receiver, stop)
+        .await;
     info!("stopped");
     Ok(())
 }
 
 /// The time of the start, which no two daemons of an endpoint share.
 fn epoch() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     now.as_secs() * 1_000_000_000 + u64::from(now.subsec_nanos())
 }

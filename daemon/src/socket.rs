@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 use zeromq::{
     DealerSocket, RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv, SocketSend,
@@ -37,13 +38,8 @@ pub enum SocketError {
         error: ZmqError,
     },
     /// Nobody listens there.
-    #[error("no metald answers at {endpoint}: {error}")]
-    Connect {
-        /// Where.
-        endpoint: Endpoint,
-        /// What ZeroMQ said.
-        error: ZmqError,
-    },
+    #[error("no metald listens on {0}; start one with `metald start` or `metald serve`")]
+    NobodyListens(Endpoint),
     /// The peer is gone.
     #[error("the peer is gone: {0}")]
     Send(ZmqError),
@@ -62,7 +58,10 @@ pub enum SocketError {
 pub async fn bind(endpoint: &Endpoint) -> Result<(SocketSender, SocketReceiver), SocketError> {
     let mut socket = RouterSocket::new();
     let bound = socket.bind(&endpoint.to_string()).await;
-    bound.map_err(|error| SocketError::Bind { endpoint: endpoint.clone(), error })?;
+    bound.map_err(|error| SocketError::Bind {
+        endpoint: endpoint.clone(),
+        error,
+    })?;
     let (sender, receiver) = socket.split();
     Ok((SocketSender(sender), SocketReceiver(receiver)))
 }
@@ -70,17 +69,26 @@ pub async fn bind(endpoint: &Endpoint) -> Result<(SocketSender, SocketReceiver),
 /// Sends one message to the daemon at `endpoint` and returns its answer.
 ///
 /// # Errors
-/// [`SocketError::Connect`], [`SocketError::Send`], [`SocketError::Stuck`], [`SocketError::Closed`].
+/// [`SocketError::NobodyListens`], [`SocketError::Send`], [`SocketError::Stuck`], [`SocketError::Closed`].
 pub async fn ask(endpoint: &Endpoint, message: Vec<u8>) -> Result<Vec<u8>, SocketError> {
+    // ZeroMQ would go on trying to connect; the operating system says at once that nobody listens.
+    if UnixStream::connect(endpoint.path()).await.is_err() {
+        return Err(SocketError::NobodyListens(endpoint.clone()));
+    }
     let mut socket = DealerSocket::new();
     let exchange = async {
         let connected = socket.connect(&endpoint.to_string()).await;
-        connected.map_err(|error| SocketError::Connect { endpoint: endpoint.clone(), error })?;
-        socket.send(ZmqMessage::from(message)).await.map_err(SocketError::Send)?;
+        connected.map_err(|_| SocketError::NobodyListens(endpoint.clone()))?;
+        socket
+            .send(ZmqMessage::from(message))
+            .await
+            .map_err(SocketError::Send)?;
         let answer = socket.recv().await.map_err(SocketError::Closed)?;
         Ok(answer.into_vec().concat())
     };
-    timeout(SEND_TIMEOUT, exchange).await.unwrap_or(Err(SocketError::Stuck))
+    timeout(SEND_TIMEOUT, exchange)
+        .await
+        .unwrap_or(Err(SocketError::Stuck))
 }
 
 /// The receiving half.

@@ -69,7 +69,11 @@ pub fn run(flags: &StartFlags) -> Result<(), StartError> {
     if let Some(folder) = log.parent() {
         fs::create_dir_all(folder).map_err(io(log))?;
     }
-    let file = File::options().create(true).append(true).open(log).map_err(io(log))?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .map_err(io(log))?;
     let log_start = file.metadata().map_err(io(log))?.len();
     let errors = file.try_clone().map_err(io(log))?;
     let program = std::env::current_exe().map_err(io(&PathBuf::from("metald")))?;
@@ -83,7 +87,11 @@ pub fn run(flags: &StartFlags) -> Result<(), StartError> {
         .spawn()
         .map_err(io(&program))?;
     wait_until_it_listens(flags, &mut child, log_start)?;
-    println!("metald listens on {endpoint}, pid {}, log {}", child.id(), log.display());
+    println!(
+        "metald listens on {endpoint}, pid {}, log {}",
+        child.id(),
+        log.display()
+    );
     Ok(())
 }
 
@@ -98,7 +106,11 @@ fn wait_until_it_listens(
         // A process that cannot be waited for has ended.
         if let Ok(Some(status)) = child.try_wait() {
             let tail = log_tail(&flags.log, log_start).unwrap_or_default();
-            return Err(StartError::Ended { status, log: flags.log.clone(), tail });
+            return Err(StartError::Ended {
+                status,
+                log: flags.log.clone(),
+                tail,
+            });
         }
         let report: Result<_, StatusError> = status::ask(&endpoint);
         if report.is_ok_and(|report| report.pid == child.id()) {
@@ -106,12 +118,18 @@ fn wait_until_it_listens(
         }
         thread::sleep(POLL);
     }
-    Err(StartError::Timeout { log: flags.log.clone() })
+    Err(StartError::Timeout {
+        log: flags.log.clone(),
+    })
 }
 
 fn log_tail(log: &PathBuf, log_start: u64) -> std::io::Result<String> {
     let mut file = File::open(log)?;
-    let from = file.metadata()?.len().saturating_sub(LOG_TAIL_BYTES).max(log_start);
+    let from = file
+        .metadata()?
+        .len()
+        .saturating_sub(LOG_TAIL_BYTES)
+        .max(log_start);
     file.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;

@@ -36,7 +36,10 @@ pub enum StatusError {
 pub fn run(flags: &StatusFlags) -> Result<(), StatusError> {
     let report = ask(&flags.endpoint()?)?;
     if flags.json {
-        println!("{}", serde_json::to_string_pretty(&report).expect("plain numbers and strings"));
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&report).expect("plain numbers and strings")
+        );
     } else {
         print!("{}", text(&report));
     }
@@ -48,8 +51,14 @@ pub fn run(flags: &StatusFlags) -> Result<(), StatusError> {
 /// # Errors
 /// [`StatusError`].
 pub fn ask(endpoint: &Endpoint) -> Result<StatusReport, StatusError> {
-    let request = RequestEnvelope { session: None, seq: 1, request: Request::Status };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let request = RequestEnvelope {
+        session: None,
+        seq: 1,
+        request: Request::Status,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let answer = runtime.block_on(socket::ask(endpoint, encode_request(&request)))?;
     match decode_reply(&answer)?.reply {
         Reply::StatusReport(report) => Ok(report),
@@ -64,8 +73,17 @@ fn text(report: &StatusReport) -> String {
     let mut line = |arguments: std::fmt::Arguments<'_>| {
         writeln!(text, "{arguments}").expect("memory can be written");
     };
-    let StatusReport { pid, version, uptime_s, device, kv, .. } = report;
-    line(format_args!("metald {version}, pid {pid}, up {uptime_s} s, device {device}"));
+    let StatusReport {
+        pid,
+        version,
+        uptime_s,
+        device,
+        kv,
+        ..
+    } = report;
+    line(format_args!(
+        "metald {version}, pid {pid}, up {uptime_s} s, device {device}"
+    ));
     line(format_args!(
         "memory     {} MiB budget, {} MiB granted to caches, {} MiB of them used",
         kv.budget_bytes >> 20,
@@ -75,7 +93,11 @@ fn text(report: &StatusReport) -> String {
     for model in &report.models {
         line(format_args!(
             "model      {} ({}, {}, {} MiB, {} frontends)",
-            model.path, model.model_type, model.dtype, model.weights_bytes >> 20, model.sessions
+            model.path,
+            model.model_type,
+            model.dtype,
+            model.weights_bytes >> 20,
+            model.sessions
         ));
     }
     for session in &report.sessions {

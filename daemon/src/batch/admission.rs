@@ -38,10 +38,14 @@ pub fn next_forward(candidates: &[Candidate], forwards_in_flight: usize) -> Vec<
     {
         return Vec::new();
     }
-    let mut waiting: Vec<&Candidate> =
-        candidates.iter().filter(|candidate| candidate.waiting_since.is_some()).collect();
+    let mut waiting: Vec<&Candidate> = candidates
+        .iter()
+        .filter(|candidate| candidate.waiting_since.is_some())
+        .collect();
     waiting.sort_by_key(|candidate| candidate.waiting_since);
-    let Some(leader) = waiting.first().copied() else { return Vec::new() };
+    let Some(leader) = waiting.first().copied() else {
+        return Vec::new();
+    };
     let mut room = MAX_TOKENS_PER_FORWARD;
     waiting
         .into_iter()
@@ -74,8 +78,10 @@ mod tests {
                 is_in_flight: *is_in_flight,
             })
             .collect();
-        let chosen: Vec<u32> =
-            next_forward(&candidates, in_flight).into_iter().map(|session| session.0).collect();
+        let chosen: Vec<u32> = next_forward(&candidates, in_flight)
+            .into_iter()
+            .map(|session| session.0)
+            .collect();
         assert_eq!(chosen, expected, "{sessions:?} with {in_flight} in flight");
     }
 
@@ -84,8 +90,16 @@ mod tests {
         check(&[], 0, &[]);
         check(&[(None, 0, false, "a")], 0, &[]);
         check(&[(Some(0), 1, false, "a")], 0, &[0]);
-        check(&[(Some(1), 1, false, "a"), (Some(0), 1, false, "a")], 0, &[1, 0]);
-        check(&[(Some(1), 1, false, "a"), (Some(0), 1, false, "b")], 0, &[1]);
+        check(
+            &[(Some(1), 1, false, "a"), (Some(0), 1, false, "a")],
+            0,
+            &[1, 0],
+        );
+        check(
+            &[(Some(1), 1, false, "a"), (Some(0), 1, false, "b")],
+            0,
+            &[1],
+        );
     }
 
     #[test]
@@ -99,7 +113,15 @@ mod tests {
     #[test]
     fn a_forward_holds_no_more_tokens_than_it_may() {
         let half = MAX_TOKENS_PER_FORWARD / 2 + 1;
-        check(&[(Some(0), half, false, "a"), (Some(1), half, false, "a")], 0, &[0]);
-        check(&[(Some(0), half, false, "a"), (Some(1), 1, false, "a")], 0, &[0, 1]);
+        check(
+            &[(Some(0), half, false, "a"), (Some(1), half, false, "a")],
+            0,
+            &[0],
+        );
+        check(
+            &[(Some(0), half, false, "a"), (Some(1), 1, false, "a")],
+            0,
+            &[0, 1],
+        );
     }
 }

@@ -106,11 +106,13 @@ impl Layout {
         self.query_start_loc.push(to_i32(self.positions.len()));
         let max_blocks = self.block_tables.iter().map(Vec::len).max().unwrap_or(0);
         let mut block_table = vec![0; num_reqs * max_blocks];
-        for (row, blocks) in block_table.chunks_exact_mut(max_blocks).zip(&self.block_tables) {
+        for (row, blocks) in block_table
+            .chunks_exact_mut(max_blocks)
+            .zip(&self.block_tables)
+        {
             row[..blocks.len()].copy_from_slice(blocks);
         }
-        let logits_indices =
-            (!self.logits_indices.is_empty()).then(|| array(&self.logits_indices));
+        let logits_indices = (!self.logits_indices.is_empty()).then(|| array(&self.logits_indices));
         InputBatch {
             num_tokens: u32::try_from(self.positions.len()).expect("a forward's size is limited"),
             input: ForwardInput {

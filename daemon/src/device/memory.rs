@@ -42,7 +42,10 @@ impl MemoryBudget {
     /// If the operating system does not say how much there is.
     pub fn of_this_machine(fraction: f64) -> std::io::Result<Self> {
         let total_bytes = physical_memory()?.min(control_group_limit().unwrap_or(u64::MAX));
-        Ok(Self { total_bytes, limit_bytes: share(total_bytes, fraction) })
+        Ok(Self {
+            total_bytes,
+            limit_bytes: share(total_bytes, fraction),
+        })
     }
 
     /// What a session may have for its cache, given what weights and others take.
@@ -57,7 +60,10 @@ impl MemoryBudget {
     ) -> Result<u64, NoMemoryLeft> {
         let share_bytes = share(self.total_bytes, fraction).min(self.limit_bytes);
         let granted_bytes = others.iter().map(|(_, bytes)| bytes).sum();
-        match share_bytes.saturating_sub(weights_bytes).saturating_sub(granted_bytes) {
+        match share_bytes
+            .saturating_sub(weights_bytes)
+            .saturating_sub(granted_bytes)
+        {
             0 => Err(NoMemoryLeft {
                 fraction,
                 total_bytes: self.total_bytes,
@@ -90,7 +96,11 @@ fn physical_memory() -> std::io::Result<u64> {
 
 /// Linux: the memory limit of our control group, if it has one.
 fn control_group_limit() -> Option<u64> {
-    fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?.trim().parse().ok()
+    fs::read_to_string("/sys/fs/cgroup/memory.max")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// Bytes for people.
@@ -107,7 +117,11 @@ struct Holders<'a>(&'a [String]);
 
 impl std::fmt::Display for Holders<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() { Ok(()) } else { write!(f, " ({})", self.0.join(", ")) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            write!(f, " ({})", self.0.join(", "))
+        }
     }
 }
 
@@ -119,18 +133,32 @@ mod tests {
 
     #[test]
     fn a_share_is_what_weights_and_others_leave() {
-        let budget = MemoryBudget { total_bytes: 100 * GIB, limit_bytes: 80 * GIB };
+        let budget = MemoryBudget {
+            total_bytes: 100 * GIB,
+            limit_bytes: 80 * GIB,
+        };
         assert_eq!(budget.available(0.5, 10 * GIB, &[]), Ok(40 * GIB));
         assert_eq!(budget.available(1.0, 10 * GIB, &[]), Ok(70 * GIB));
-        assert_eq!(budget.available(0.5, 10 * GIB, &[("a", 30 * GIB)]), Ok(10 * GIB));
+        assert_eq!(
+            budget.available(0.5, 10 * GIB, &[("a", 30 * GIB)]),
+            Ok(10 * GIB)
+        );
     }
 
     #[test]
     fn too_little_says_how_much_who_and_which_knob() {
-        let budget = MemoryBudget { total_bytes: 100 * GIB, limit_bytes: 90 * GIB };
+        let budget = MemoryBudget {
+            total_bytes: 100 * GIB,
+            limit_bytes: 90 * GIB,
+        };
         let error = budget.available(0.5, 10 * GIB, &[("chat", 30 * GIB), ("code", 10 * GIB)]);
         let message = error.expect_err("nothing is left").to_string();
-        for part in ["0.500 of 100.00 GiB is 50.00 GiB", "10.00 GiB", "40.00 GiB (chat, code)", "--gpu-memory-utilization"] {
+        for part in [
+            "0.500 of 100.00 GiB is 50.00 GiB",
+            "10.00 GiB",
+            "40.00 GiB (chat, code)",
+            "--gpu-memory-utilization",
+        ] {
             assert!(message.contains(part), "{part:?} is missing in {message:?}");
         }
     }

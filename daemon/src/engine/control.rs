@@ -3,7 +3,9 @@
 use std::thread;
 use std::time::Instant;
 
-use metal_rpc_protocol::limits::{MAX_STEPS_IN_FLIGHT, MAX_TOKENS_PER_REQUEST, MAX_TOKENS_PER_STEP};
+use metal_rpc_protocol::limits::{
+    MAX_STEPS_IN_FLIGHT, MAX_TOKENS_PER_REQUEST, MAX_TOKENS_PER_STEP,
+};
 use metal_rpc_protocol::{
     CacheCreated, CreateCache, ErrorCode, ErrorReply, KvStatus, LoadModel, LoadProgress,
     MemoryReserved, ModelLoaded, ModelStatus, Reply, ReserveMemory, Scope,
@@ -57,11 +59,21 @@ pub(super) struct Loading {
 impl Engine {
     pub(super) fn handle(&mut self, message: EngineMessage) {
         match message {
-            EngineMessage::Open { session, frontend, outbox } => {
-                self.sessions.insert(session, Session::new(frontend, outbox));
+            EngineMessage::Open {
+                session,
+                frontend,
+                outbox,
+            } => {
+                self.sessions
+                    .insert(session, Session::new(frontend, outbox));
             }
             EngineMessage::Close { session } => self.close(session),
-            EngineMessage::Request { session, seq, received, request } => {
+            EngineMessage::Request {
+                session,
+                seq,
+                received,
+                request,
+            } => {
                 if self.sessions.contains_key(&session) {
                     self.serve(session, (seq, received), request);
                 }
@@ -74,12 +86,21 @@ impl Engine {
 
     fn serve(&mut self, id: SessionId, (seq, received): (u64, Instant), request: EngineRequest) {
         let answer = match request {
-            EngineRequest::LoadModel(load) => self.load_model(id, (seq, received), load).map(|()| None),
+            EngineRequest::LoadModel(load) => {
+                self.load_model(id, (seq, received), load).map(|()| None)
+            }
             EngineRequest::ReserveMemory(reserve) => self.reserve_memory(id, &reserve).map(Some),
             EngineRequest::CreateCache(create) => self.create_cache(id, &create).map(Some),
-            EngineRequest::Exec(exec) => {
-                self.enqueue(id, WaitingStep { seq, received, exec }).map(|()| None)
-            }
+            EngineRequest::Exec(exec) => self
+                .enqueue(
+                    id,
+                    WaitingStep {
+                        seq,
+                        received,
+                        exec,
+                    },
+                )
+                .map(|()| None),
             EngineRequest::Sample(sample) => {
                 self.resume(id, seq, sample);
                 return;
@@ -101,7 +122,11 @@ impl Engine {
         if session.cache.is_none() {
             return Err(out_of_order("Exec", "CreateCache"));
         }
-        let num_steps = session.waiting.iter().filter(|step| !step.exec.handles.is_empty()).count()
+        let num_steps = session
+            .waiting
+            .iter()
+            .filter(|step| !step.exec.handles.is_empty())
+            .count()
             + session.num_in_flight;
         if num_steps >= MAX_STEPS_IN_FLIGHT && !step.exec.handles.is_empty() {
             let message = format!(
@@ -120,10 +145,14 @@ impl Engine {
         load: LoadModel,
     ) -> Result<(), ErrorReply> {
         if self.session(id).load.is_some() {
-            return Err(refusal(ErrorCode::OutOfOrder, "LoadModel is legal once".to_owned()));
+            return Err(refusal(
+                ErrorCode::OutOfOrder,
+                "LoadModel is legal once".to_owned(),
+            ));
         }
         let (dtype, mode) = check_load(&load)?;
-        let key = ModelKey::of_folder(load.path.as_ref(), dtype).map_err(|error| model_error(&error))?;
+        let key =
+            ModelKey::of_folder(load.path.as_ref(), dtype).map_err(|error| model_error(&error))?;
         let session = self.session(id);
         session.load = Some(load);
         session.logprobs_mode = mode;
@@ -133,7 +162,11 @@ impl Engine {
             return Ok(());
         }
         let is_new = !self.loading.contains_key(&key);
-        self.loading.entry(key.clone()).or_default().waiting.push((id, seq, received));
+        self.loading
+            .entry(key.clone())
+            .or_default()
+            .waiting
+            .push((id, seq, received));
         if is_new {
             self.start_loading(key, (seq, outbox));
         }
@@ -145,7 +178,11 @@ impl Engine {
     fn start_loading(&self, key: ModelKey, (seq, outbox): (u64, Outbox)) {
         info!(path = %key.path.display(), dtype = %key.dtype, "loading");
         let messages = self.messages.clone();
-        let weights_bytes = self.models.values().map(|loaded| loaded.model.weights_bytes()).sum();
+        let weights_bytes = self
+            .models
+            .values()
+            .map(|loaded| loaded.model.weights_bytes())
+            .sum();
         let free_bytes = self.config.memory.limit_bytes.saturating_sub(weights_bytes);
         let device = self.config.device.mlx();
         let load = move || {
@@ -153,10 +190,21 @@ impl Engine {
             let mut progress = |loaded_bytes, total_bytes| {
                 if last.elapsed().as_millis() >= 500 {
                     last = Instant::now();
-                    outbox.send(seq, Reply::LoadProgress(LoadProgress { loaded_bytes, total_bytes }));
+                    outbox.send(
+                        seq,
+                        Reply::LoadProgress(LoadProgress {
+                            loaded_bytes,
+                            total_bytes,
+                        }),
+                    );
                 }
             };
-            let options = LoadOptions { dtype: key.dtype, device, free_bytes, progress: &mut progress };
+            let options = LoadOptions {
+                dtype: key.dtype,
+                device,
+                free_bytes,
+                progress: &mut progress,
+            };
             let result = models::load(&key.path, options);
             // The engine is gone only when the daemon stops.
             let _ = messages.send(EngineMessage::Loaded { key, result });
@@ -173,7 +221,12 @@ impl Engine {
             Ok(model) => {
                 info!(path = %key.path.display(), weights_bytes = model.weights_bytes(), "loaded");
                 let idle_since = Some(Instant::now());
-                let loaded = LoadedModel { model, cache: None, num_sessions: 0, idle_since };
+                let loaded = LoadedModel {
+                    model,
+                    cache: None,
+                    num_sessions: 0,
+                    idle_since,
+                };
                 self.models.insert(key.clone(), loaded);
                 for (id, seq, received) in loading.waiting {
                     self.join_model(id, &key, (seq, received));
@@ -192,7 +245,9 @@ impl Engine {
     }
 
     fn join_model(&mut self, id: SessionId, key: &ModelKey, (seq, received): (u64, Instant)) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
         let loaded = self.models.get_mut(key).expect("the caller has looked");
         loaded.num_sessions += 1;
         loaded.idle_since = None;
@@ -210,14 +265,25 @@ impl Engine {
         );
     }
 
-    fn reserve_memory(&mut self, id: SessionId, reserve: &ReserveMemory) -> Result<Reply, ErrorReply> {
+    fn reserve_memory(
+        &mut self,
+        id: SessionId,
+        reserve: &ReserveMemory,
+    ) -> Result<Reply, ErrorReply> {
         if self.session(id).model.is_none() {
             return Err(out_of_order("ReserveMemory", "LoadModel"));
         }
         if self.session(id).cache.is_some() {
-            return Err(refusal(ErrorCode::OutOfOrder, "the cache exists already".to_owned()));
+            return Err(refusal(
+                ErrorCode::OutOfOrder,
+                "the cache exists already".to_owned(),
+            ));
         }
-        let weights_bytes = self.models.values().map(|loaded| loaded.model.weights_bytes()).sum();
+        let weights_bytes = self
+            .models
+            .values()
+            .map(|loaded| loaded.model.weights_bytes())
+            .sum();
         let others: Vec<(&str, u64)> = self
             .sessions
             .iter()
@@ -240,7 +306,10 @@ impl Engine {
             return Err(out_of_order("CreateCache", "LoadModel"));
         };
         if session.cache.is_some() {
-            return Err(refusal(ErrorCode::OutOfOrder, "CreateCache is legal once".to_owned()));
+            return Err(refusal(
+                ErrorCode::OutOfOrder,
+                "CreateCache is legal once".to_owned(),
+            ));
         }
         let loaded = self.models.get_mut(key).expect("a session keeps its model");
         check_groups(create, loaded.model.kv_cache_specs().len())?;
@@ -266,15 +335,25 @@ impl Engine {
         session.reserved_bytes = granted_bytes;
         session.cache = Some(session_cache(load, loaded.model.vocab_size(), create)?);
         let (num_blocks, block_bytes) = (create.num_blocks, cache.block_bytes);
-        info!(frontend = session.frontend, num_blocks, block_bytes, "cache created");
-        Ok(Reply::CacheCreated(CacheCreated { num_blocks, block_bytes }))
+        info!(
+            frontend = session.frontend,
+            num_blocks, block_bytes, "cache created"
+        );
+        Ok(Reply::CacheCreated(CacheCreated {
+            num_blocks,
+            block_bytes,
+        }))
     }
 
     /// Forgets a session and takes back what it had.
     pub(super) fn close(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.remove(&id) else { return };
+        let Some(session) = self.sessions.remove(&id) else {
+            return;
+        };
         self.held.remove(&id);
-        let Some(loaded) = session.model.and_then(|key| self.models.get_mut(&key)) else { return };
+        let Some(loaded) = session.model.and_then(|key| self.models.get_mut(&key)) else {
+            return;
+        };
         if let (Some(own), Some(shared)) = (session.cache, &mut loaded.cache) {
             own.block_map.release(&mut shared.pool);
         }
@@ -332,7 +411,10 @@ fn session_use(session: &Session) -> SessionUse {
     let cache = session.cache.as_ref();
     let running = cache.map_or(0, |cache| cache.requests.iter().flatten().count());
     SessionUse {
-        model: session.model.as_ref().map(|key| key.path.display().to_string()),
+        model: session
+            .model
+            .as_ref()
+            .map(|key| key.path.display().to_string()),
         running_requests: u32::try_from(running).unwrap_or(u32::MAX),
         granted_blocks: cache.map_or(0, |cache| cache.block_map.num_granted()),
         used_blocks: cache.map_or(0, |cache| cache.block_map.num_used()),
@@ -344,14 +426,29 @@ fn session_use(session: &Session) -> SessionUse {
 fn check_load(load: &LoadModel) -> Result<(Dtype, LogprobsMode), ErrorReply> {
     let bad = |message: String| refusal(ErrorCode::BadMessage, message);
     let dtype = Dtype::from_name(&load.dtype).ok_or_else(|| {
-        bad(format!("dtype must be float32, float16 or bfloat16, but is {:?}", load.dtype))
+        bad(format!(
+            "dtype must be float32, float16 or bfloat16, but is {:?}",
+            load.dtype
+        ))
     })?;
-    let mode = LogprobsMode::from_name(&load.logprobs_mode)
-        .ok_or_else(|| bad(format!("logprobs_mode {:?} is not known", load.logprobs_mode)))?;
+    let mode = LogprobsMode::from_name(&load.logprobs_mode).ok_or_else(|| {
+        bad(format!(
+            "logprobs_mode {:?} is not known",
+            load.logprobs_mode
+        ))
+    })?;
     let limits = [
         ("max_model_len", load.max_model_len, MAX_TOKENS_PER_REQUEST),
-        ("max_num_seqs", load.max_num_seqs, metal_rpc_protocol::limits::MAX_REQUESTS_PER_STEP),
-        ("max_num_batched_tokens", load.max_num_batched_tokens, MAX_TOKENS_PER_STEP),
+        (
+            "max_num_seqs",
+            load.max_num_seqs,
+            metal_rpc_protocol::limits::MAX_REQUESTS_PER_STEP,
+        ),
+        (
+            "max_num_batched_tokens",
+            load.max_num_batched_tokens,
+            MAX_TOKENS_PER_STEP,
+        ),
     ];
     for (name, value, limit) in limits {
         if value == 0 || value as usize > limit {
@@ -406,14 +503,20 @@ fn new_cache(
         .iter()
         .map(|spec| {
             let shape = [num_blocks, block_size, spec.num_kv_heads, spec.head_dim];
-            let dtype: MlxDtype =
-                Dtype::from_name(&spec.dtype).expect("a model names known dtypes").mlx();
+            let dtype: MlxDtype = Dtype::from_name(&spec.dtype)
+                .expect("a model names known dtypes")
+                .mlx();
             LayerCache::reserve(shape.map(u32::cast_signed), dtype)
         })
         .collect::<Result<_, _>>()
         .map_err(|error| refusal(ErrorCode::OutOfMemory, error.to_string()))?;
     let pool = BlockPool::new(num_blocks);
-    Ok(ModelCache { kv: KvCache { layers }, pool, block_size, block_bytes })
+    Ok(ModelCache {
+        kv: KvCache { layers },
+        pool,
+        block_size,
+        block_bytes,
+    })
 }
 
 fn session_cache(
@@ -443,11 +546,18 @@ fn session_cache(
 }
 
 fn refusal(code: ErrorCode, message: String) -> ErrorReply {
-    ErrorReply { code, scope: Scope::Request, message }
+    ErrorReply {
+        code,
+        scope: Scope::Request,
+        message,
+    }
 }
 
 fn out_of_order(message: &str, first: &str) -> ErrorReply {
-    refusal(ErrorCode::OutOfOrder, format!("{message} is legal after {first}"))
+    refusal(
+        ErrorCode::OutOfOrder,
+        format!("{message} is legal after {first}"),
+    )
 }
 
 fn model_error(error: &ModelError) -> ErrorReply {

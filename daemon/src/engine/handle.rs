@@ -41,7 +41,11 @@ impl EngineHandle {
             spawn("engine", move || Engine::new(config, channels).run()),
             spawn("reply", move || reply::run(&forwards, &completed)),
         ];
-        Ok(Self { messages, status, threads })
+        Ok(Self {
+            messages,
+            status,
+            threads,
+        })
     }
 
     /// Lets the steps in flight finish, then ends both threads.

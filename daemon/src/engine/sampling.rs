@@ -38,16 +38,19 @@ impl Engine {
             let num_sampled = step.rows.iter().filter(|row| row.samples()).count();
             let num_sampled = i32::try_from(num_sampled).expect("a step's size is limited");
             let step_logits = match &logits {
-                Some(logits) if num_sampled > 0 => {
-                    Some(rows(logits, first_row, num_sampled)?)
-                }
+                Some(logits) if num_sampled > 0 => Some(rows(logits, first_row, num_sampled)?),
                 _ => None,
             };
             first_row += num_sampled;
             let prompt_logprobs =
                 self.prompt_logprobs(key, id, &step, (&hidden, first_token), &mut outputs)?;
             first_token += step.num_tokens.cast_signed();
-            let held = HeldStep { step, logits: step_logits, prompt_logprobs, submitted };
+            let held = HeldStep {
+                step,
+                logits: step_logits,
+                prompt_logprobs,
+                submitted,
+            };
             if held.step.sample_follows {
                 outputs.extend(held.logits.clone());
                 self.held.insert(id, held);
@@ -56,17 +59,29 @@ impl Engine {
             }
         }
         outputs.push(hidden.clone());
-        self.submit(outputs, Submitted { done: Some(hidden), replies })
+        self.submit(
+            outputs,
+            Submitted {
+                done: Some(hidden),
+                replies,
+            },
+        )
     }
 
     /// The grammar of a held step has arrived.
     pub(super) fn resume(&mut self, id: SessionId, seq: u64, sample: Sample) {
-        let Some(mut held) = self.held.remove(&id).filter(|held| held.step.seq == sample.exec_seq)
+        let Some(mut held) = self
+            .held
+            .remove(&id)
+            .filter(|held| held.step.seq == sample.exec_seq)
         else {
             let message = format!("step {} does not wait for a grammar", sample.exec_seq);
             return self.end_session(id, seq, ErrorCode::InvalidStep, message);
         };
-        let vocab_size = self.sessions[&id].cache.as_ref().map_or(0, |cache| cache.limits.vocab_size);
+        let vocab_size = self.sessions[&id]
+            .cache
+            .as_ref()
+            .map_or(0, |cache| cache.limits.vocab_size);
         if let Some(grammar) = &sample.grammar
             && let Err(error) = check_grammar(grammar, held.step.rows.len(), vocab_size)
         {
@@ -77,7 +92,13 @@ impl Engine {
         let mut outputs = Vec::new();
         let result = self.sample_step(id, held, &mut outputs);
         let result = result.and_then(|reply| {
-            self.submit(outputs, Submitted { done: None, replies: vec![reply] })
+            self.submit(
+                outputs,
+                Submitted {
+                    done: None,
+                    replies: vec![reply],
+                },
+            )
         });
         if let Err(error) = result {
             let message = format!("sampling failed: {error}");
@@ -92,8 +113,16 @@ impl Engine {
         held: HeldStep,
         outputs: &mut Vec<Array>,
     ) -> Result<PendingReply, EngineError> {
-        let HeldStep { step, logits, prompt_logprobs, submitted } = held;
-        let session = self.sessions.get_mut(&id).expect("a session outlives its held step");
+        let HeldStep {
+            step,
+            logits,
+            prompt_logprobs,
+            submitted,
+        } = held;
+        let session = self
+            .sessions
+            .get_mut(&id)
+            .expect("a session outlives its held step");
         let mode = session.logprobs_mode;
         let outbox = session.outbox.clone();
         let cache = session.cache.as_mut().expect("the step was applied to it");
@@ -132,16 +161,23 @@ impl Engine {
         outputs: &mut Vec<Array>,
     ) -> Result<Vec<(u32, Vec<SampledLogprobs>)>, EngineError> {
         let mut completed = Vec::new();
-        let session = self.sessions.get_mut(&id).expect("the step was taken from it");
+        let session = self
+            .sessions
+            .get_mut(&id)
+            .expect("the step was taken from it");
         let mode = session.logprobs_mode;
         let cache = session.cache.as_mut().expect("the step was applied to it");
         for (index, row) in (0_u32..).zip(&step.rows) {
             let row_token = first_token;
             first_token += row.num_scheduled_tokens.cast_signed();
-            let Some(num_logprobs) = row.sampling_params.prompt_logprobs else { continue };
+            let Some(num_logprobs) = row.sampling_params.prompt_logprobs else {
+                continue;
+            };
             // The last prompt token predicts the first output token: that one is sampled.
             let end = row.seq_len().min(row.num_prompt_tokens - 1);
-            let request = cache.requests[row.handle as usize].as_mut().expect("the row is valid");
+            let request = cache.requests[row.handle as usize]
+                .as_mut()
+                .expect("the row is valid");
             if row.num_computed_tokens < end {
                 let len = end - row.num_computed_tokens;
                 let hidden = rows(hidden, row_token, len.cast_signed())?;
@@ -181,7 +217,10 @@ fn draw(
             table_offset: table.slot(row.handle, 0).unsigned_abs() as usize,
             num_prompt_tokens: row.num_prompt_tokens,
             num_tokens: row.num_tokens,
-            grammar: step.grammar.as_ref().and_then(|grammar| bitmask_of(grammar, index, words)),
+            grammar: step
+                .grammar
+                .as_ref()
+                .and_then(|grammar| bitmask_of(grammar, index, words)),
         });
         slots.push(table.slot(row.handle, row.num_tokens));
     }
@@ -197,7 +236,11 @@ fn bitmask_of(grammar: &GrammarBitmask, row: u32, words: usize) -> Option<&[i32]
 }
 
 fn sampled_rows(step: &ValidStep) -> Vec<u32> {
-    (0_u32..).zip(&step.rows).filter(|(_, row)| row.samples()).map(|(index, _)| index).collect()
+    (0_u32..)
+        .zip(&step.rows)
+        .filter(|(_, row)| row.samples())
+        .map(|(index, _)| index)
+        .collect()
 }
 
 /// `len` rows from `first` on; the array itself if these are all.
@@ -209,5 +252,9 @@ fn rows(array: &Array, first: i32, len: i32) -> Result<Array, EngineError> {
 }
 
 fn arrays_of(logprobs: &SampledLogprobs) -> [Array; 3] {
-    [logprobs.token_ids.clone(), logprobs.logprobs.clone(), logprobs.ranks.clone()]
+    [
+        logprobs.token_ids.clone(),
+        logprobs.logprobs.clone(),
+        logprobs.ranks.clone(),
+    ]
 }

@@ -60,7 +60,10 @@ impl BlockMap {
     /// A map for a session that was granted `num_blocks` blocks, the null block included.
     #[must_use]
     pub fn new(num_blocks: u32) -> Self {
-        Self { blocks: vec![PoolBlockId::NULL; num_blocks as usize], num_used: 0 }
+        Self {
+            blocks: vec![PoolBlockId::NULL; num_blocks as usize],
+            num_used: 0,
+        }
     }
 
     /// The address of a block that was written before, or of the null block.
@@ -87,8 +90,9 @@ impl BlockMap {
             return Err(BlockError::NullBlock);
         }
         if *self.entry(block)? == PoolBlockId::NULL {
-            let granted =
-                pool.grant().ok_or(BlockError::PoolExhausted { num_blocks: pool.num_blocks() })?;
+            let granted = pool.grant().ok_or(BlockError::PoolExhausted {
+                num_blocks: pool.num_blocks(),
+            })?;
             self.blocks[block.0 as usize] = granted;
             self.num_used += 1;
         }
@@ -118,7 +122,9 @@ impl BlockMap {
 
     fn entry(&self, block: SessionBlockId) -> Result<&PoolBlockId, BlockError> {
         let granted = self.num_granted();
-        self.blocks.get(block.0 as usize).ok_or(BlockError::OutOfRange { block, granted })
+        self.blocks
+            .get(block.0 as usize)
+            .ok_or(BlockError::OutOfRange { block, granted })
     }
 }
 
@@ -137,7 +143,10 @@ mod tests {
 
     impl Sim {
         fn new() -> Self {
-            Self { pool: BlockPool::new(8), sessions: (0..3).map(|_| BlockMap::new(6)).collect() }
+            Self {
+                pool: BlockPool::new(8),
+                sessions: (0..3).map(|_| BlockMap::new(6)).collect(),
+            }
         }
 
         fn check_invariants(&self) {
@@ -152,7 +161,11 @@ mod tests {
             let count = owned.len();
             owned.dedup();
             assert_eq!(owned.len(), count, "a block has two owners");
-            assert!(self.sessions.iter().all(|map| map.blocks[0] == PoolBlockId::NULL));
+            assert!(
+                self.sessions
+                    .iter()
+                    .all(|map| map.blocks[0] == PoolBlockId::NULL)
+            );
         }
     }
 

@@ -36,7 +36,11 @@ impl BlockPool {
     #[must_use]
     pub fn new(num_blocks: u32) -> Self {
         assert!(num_blocks > 0, "a pool has at least its null block");
-        Self { num_blocks, next_unused: 1, returned: Vec::new() }
+        Self {
+            num_blocks,
+            next_unused: 1,
+            returned: Vec::new(),
+        }
     }
 
     /// Takes a free block, the most recently freed one first: its memory is already in use.
@@ -51,9 +55,18 @@ impl BlockPool {
 
     /// Gives a granted block back.
     pub fn free(&mut self, block: PoolBlockId) {
-        assert!(block != PoolBlockId::NULL, "the null block is never granted");
-        assert!(block.0 < self.next_unused, "only granted blocks are given back");
-        debug_assert!(!self.returned.contains(&block), "a block is given back once");
+        assert!(
+            block != PoolBlockId::NULL,
+            "the null block is never granted"
+        );
+        assert!(
+            block.0 < self.next_unused,
+            "only granted blocks are given back"
+        );
+        debug_assert!(
+            !self.returned.contains(&block),
+            "a block is given back once"
+        );
         self.returned.push(block);
     }
 

@@ -26,25 +26,39 @@ impl ModelKey {
     /// # Errors
     /// [`ModelError::Read`] if there is no such folder, or it cannot be read.
     pub fn of_folder(path: &Path, dtype: Dtype) -> Result<Self, ModelError> {
-        let not_found = |source| ModelError::Read { path: path.to_owned(), source };
+        let not_found = |source| ModelError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let mut files = Vec::new();
         for entry in fs::read_dir(path).map_err(not_found)? {
             let entry = entry.map_err(not_found)?;
             let metadata = entry.metadata().map_err(not_found)?;
-            let modified = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            let modified = metadata
+                .modified()
+                .ok()
+                .and_then(|at| at.duration_since(UNIX_EPOCH).ok());
             files.push((entry.file_name(), metadata.len(), modified));
         }
         files.sort();
         let mut hasher = DefaultHasher::new();
         files.hash(&mut hasher);
         let path = path.canonicalize().map_err(not_found)?;
-        Ok(Self { path, fingerprint: hasher.finish(), dtype })
+        Ok(Self {
+            path,
+            fingerprint: hasher.finish(),
+            dtype,
+        })
     }
 
     /// A key of no folder.
     #[cfg(test)]
     pub(crate) fn for_tests(name: &str) -> Self {
-        Self { path: name.into(), fingerprint: 0, dtype: Dtype::Float32 }
+        Self {
+            path: name.into(),
+            fingerprint: 0,
+            dtype: Dtype::Float32,
+        }
     }
 }
 

@@ -55,15 +55,36 @@ impl Registry {
         let id = SessionId(self.next_id);
         self.next_id += 1;
         let peer = Arc::new(Mutex::new(peer));
-        let connection = Connection { id, hello, outbox, peer, last_heard: now, last_seq: 0 };
-        Ok((token, self.by_token.entry(token).insert_entry(connection).into_mut()))
+        let connection = Connection {
+            id,
+            hello,
+            outbox,
+            peer,
+            last_heard: now,
+            last_seq: 0,
+        };
+        Ok((
+            token,
+            self.by_token
+                .entry(token)
+                .insert_entry(connection)
+                .into_mut(),
+        ))
     }
 
     /// The session of a token, marked as heard.
-    pub fn hear(&mut self, token: SessionToken, peer: &Peer, now: Instant) -> Option<&mut Connection> {
+    pub fn hear(
+        &mut self,
+        token: SessionToken,
+        peer: &Peer,
+        now: Instant,
+    ) -> Option<&mut Connection> {
         let connection = self.by_token.get_mut(&token)?;
         connection.last_heard = now;
-        *connection.peer.lock().expect("nobody panics while holding it") = peer.clone();
+        *connection
+            .peer
+            .lock()
+            .expect("nobody panics while holding it") = peer.clone();
         Some(connection)
     }
 
@@ -143,7 +164,9 @@ mod tests {
         let now = Instant::now();
         let mut registry = Registry::default();
         let token = open(&mut registry, now);
-        let connection = registry.hear(token, &Peer::from(vec![1]), now).expect("it is open");
+        let connection = registry
+            .hear(token, &Peer::from(vec![1]), now)
+            .expect("it is open");
         connection.outbox.close();
         assert_eq!(registry.expire(now, Duration::from_secs(8)).len(), 1);
         assert!(registry.is_empty());

@@ -108,7 +108,9 @@ impl SeedSource {
     /// Starts from the clock.
     #[must_use]
     pub fn from_clock() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Self(now.as_secs() << 32 | u64::from(now.subsec_nanos()))
     }
 

@@ -23,13 +23,18 @@ impl TokenTable {
     /// # Errors
     /// If the operating system refuses the address space.
     pub fn reserve(num_rows: u32, row_len: u32) -> Result<Self, KernelError> {
-        let num_slots = i32::try_from(u64::from(num_rows) * u64::from(row_len))
-            .map_err(|_| KernelError::Value {
+        let num_slots = i32::try_from(u64::from(num_rows) * u64::from(row_len)).map_err(|_| {
+            KernelError::Value {
                 kernel: "token_table",
                 argument: "2 * max_num_seqs * (max_model_len + 2)",
                 rule: "below 2^31; lower one of the two",
-            })?;
-        Ok(Self { table: kernels::reserve(&[num_slots], Dtype::Int32)?, num_rows, row_len })
+            }
+        })?;
+        Ok(Self {
+            table: kernels::reserve(&[num_slots], Dtype::Int32)?,
+            num_rows,
+            row_len,
+        })
     }
 
     /// Requests that fit.
@@ -47,8 +52,14 @@ impl TokenTable {
     /// Where the token at `position` of the request `handle` lies.
     #[must_use]
     pub fn slot(&self, handle: u32, position: u32) -> i32 {
-        assert!(handle < self.num_rows, "handles are checked when a request arrives");
-        assert!(position < self.row_len, "positions are checked when a step arrives");
+        assert!(
+            handle < self.num_rows,
+            "handles are checked when a request arrives"
+        );
+        assert!(
+            position < self.row_len,
+            "positions are checked when a step arrives"
+        );
         i32::try_from(handle * self.row_len + position).expect("`reserve` checked the last slot")
     }
 

@@ -18,10 +18,17 @@ use crate::kv_cache::{BlockError, BlockPool, SessionBlockId};
 
 /// Why a step was refused. Scope: the session; other sessions are untouched.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[expect(missing_docs, reason = "each variant's message says what its fields are")]
+#[expect(
+    missing_docs,
+    reason = "each variant's message says what its fields are"
+)]
 pub enum StepError {
     #[error("step has {rows} rows, {name} has {actual} entries")]
-    RowCount { name: &'static str, rows: usize, actual: usize },
+    RowCount {
+        name: &'static str,
+        rows: usize,
+        actual: usize,
+    },
     #[error("step has {actual} requests, max_num_seqs of this session is {limit}")]
     TooManyRequests { actual: usize, limit: u32 },
     #[error("step has {actual} tokens, max_num_batched_tokens of this session is {limit}")]
@@ -33,29 +40,56 @@ pub enum StepError {
     #[error("handle {handle} stands twice in one step")]
     DuplicateHandle { handle: u32 },
     #[error("request {req_id} has {actual} tokens, max_model_len of this session is {limit}")]
-    TooLong { req_id: String, actual: usize, limit: u32 },
+    TooLong {
+        req_id: String,
+        actual: usize,
+        limit: u32,
+    },
     #[error("request {req_id} has {num_prompt_tokens} prompt tokens of {actual} tokens in all")]
-    PromptLength { req_id: String, num_prompt_tokens: u32, actual: usize },
+    PromptLength {
+        req_id: String,
+        num_prompt_tokens: u32,
+        actual: usize,
+    },
     #[error("request {req_id} has token id {token_id}, the vocabulary has {vocab_size} entries")]
-    TokenOutOfRange { req_id: String, token_id: i32, vocab_size: u32 },
+    TokenOutOfRange {
+        req_id: String,
+        token_id: i32,
+        vocab_size: u32,
+    },
     #[error("row {row} is named by {name}, the step has {rows} rows")]
-    RowOutOfRange { name: &'static str, row: u32, rows: usize },
+    RowOutOfRange {
+        name: &'static str,
+        row: u32,
+        rows: usize,
+    },
     #[error("request {req_id} has block ids of {actual} KV-cache groups, the session has 1")]
     GroupCount { req_id: String, actual: usize },
-    #[error(
-        "request {req_id} runs tokens {num_computed}..{end}, but only {num_tokens} are known"
-    )]
-    BeyondKnownTokens { req_id: String, num_computed: u32, end: u64, num_tokens: u32 },
+    #[error("request {req_id} runs tokens {num_computed}..{end}, but only {num_tokens} are known")]
+    BeyondKnownTokens {
+        req_id: String,
+        num_computed: u32,
+        end: u64,
+        num_tokens: u32,
+    },
     #[error("request {req_id} runs no token")]
     NoTokens { req_id: String },
     #[error("request {req_id} needs {needed} blocks, its table has {actual}")]
-    MissingBlocks { req_id: String, needed: u32, actual: usize },
+    MissingBlocks {
+        req_id: String,
+        needed: u32,
+        actual: usize,
+    },
     #[error("request {req_id}: {error}")]
     Block { req_id: String, error: BlockError },
     #[error("copying KV-cache blocks is not supported")]
     BlockCopies,
     #[error("grammar bitmask has {actual} words, {rows} rows of this vocabulary have {expected}")]
-    BitmaskSize { rows: usize, actual: usize, expected: usize },
+    BitmaskSize {
+        rows: usize,
+        actual: usize,
+        expected: usize,
+    },
     #[error("grammar is attached to a step whose grammar follows in a message of its own")]
     GrammarTwice,
 }
@@ -154,7 +188,11 @@ impl SessionCache {
             let num_scheduled = exec.num_scheduled_tokens.get(index).copied().unwrap_or(1);
             num_tokens += u64::from(num_scheduled);
             let computed = exec.num_computed_tokens[index];
-            let row = self.schedule((*handle, computed, num_scheduled), pool, &mut step.block_table)?;
+            let row = self.schedule(
+                (*handle, computed, num_scheduled),
+                pool,
+                &mut step.block_table,
+            )?;
             if std::mem::replace(&mut seen[*handle as usize], true) {
                 return Err(StepError::DuplicateHandle { handle: *handle });
             }
@@ -164,7 +202,10 @@ impl SessionCache {
         step.num_tokens = u32::try_from(num_tokens)
             .ok()
             .filter(|count| *count <= limit)
-            .ok_or(StepError::TooManyTokens { actual: num_tokens, limit })?;
+            .ok_or(StepError::TooManyTokens {
+                actual: num_tokens,
+                limit,
+            })?;
         if let Some(grammar) = &step.grammar {
             check_grammar(grammar, step.rows.len(), self.limits.vocab_size)?;
         }
@@ -180,25 +221,48 @@ impl SessionCache {
 
     /// Opens a request, or replaces the state of a known one. Returns its tokens.
     fn open_request(&mut self, request: NewRequest) -> Result<(u32, Vec<i32>), StepError> {
-        let NewRequest { handle, req_id, token_ids, num_prompt_tokens, block_ids, sampling_params } =
-            request;
+        let NewRequest {
+            handle,
+            req_id,
+            token_ids,
+            num_prompt_tokens,
+            block_ids,
+            sampling_params,
+        } = request;
         let limits = &self.limits;
         let num_handles = self.token_table.num_rows();
         if handle >= num_handles {
-            return Err(StepError::HandleOutOfRange { handle, limit: num_handles });
+            return Err(StepError::HandleOutOfRange {
+                handle,
+                limit: num_handles,
+            });
         }
         let actual = token_ids.0.len();
-        let num_tokens = u32::try_from(actual).ok().filter(|n| *n <= limits.max_model_len);
+        let num_tokens = u32::try_from(actual)
+            .ok()
+            .filter(|n| *n <= limits.max_model_len);
         let Some(num_tokens) = num_tokens else {
-            return Err(StepError::TooLong { req_id, actual, limit: limits.max_model_len });
+            return Err(StepError::TooLong {
+                req_id,
+                actual,
+                limit: limits.max_model_len,
+            });
         };
         if num_prompt_tokens == 0 || num_prompt_tokens > num_tokens {
-            return Err(StepError::PromptLength { req_id, num_prompt_tokens, actual });
+            return Err(StepError::PromptLength {
+                req_id,
+                num_prompt_tokens,
+                actual,
+            });
         }
         let vocab_size = limits.vocab_size;
         let is_bad = |id: &&i32| u32::try_from(**id).map_or(true, |id| id >= vocab_size);
         if let Some(token_id) = token_ids.0.iter().find(is_bad).copied() {
-            return Err(StepError::TokenOutOfRange { req_id, token_id, vocab_size });
+            return Err(StepError::TokenOutOfRange {
+                req_id,
+                token_id,
+                vocab_size,
+            });
         }
         let block_ids = only_group(&req_id, block_ids)?;
         let seed = match sampling_params.seed {
@@ -245,19 +309,32 @@ impl SessionCache {
         };
         let req_id = &request.req_id;
         if num_scheduled == 0 {
-            return Err(StepError::NoTokens { req_id: req_id.clone() });
+            return Err(StepError::NoTokens {
+                req_id: req_id.clone(),
+            });
         }
         let end = u64::from(num_computed) + u64::from(num_scheduled);
         let num_tokens = request.num_tokens;
-        let Some(seq_len) = u32::try_from(end).ok().filter(|end| *end <= num_tokens && *end < row_len)
+        let Some(seq_len) = u32::try_from(end)
+            .ok()
+            .filter(|end| *end <= num_tokens && *end < row_len)
         else {
             let req_id = req_id.clone();
-            return Err(StepError::BeyondKnownTokens { req_id, num_computed, end, num_tokens });
+            return Err(StepError::BeyondKnownTokens {
+                req_id,
+                num_computed,
+                end,
+                num_tokens,
+            });
         };
         let needed = seq_len.div_ceil(block_size);
         let Some(used) = request.block_ids.get(..needed as usize) else {
             let actual = request.block_ids.len();
-            return Err(StepError::MissingBlocks { req_id: req_id.clone(), needed, actual });
+            return Err(StepError::MissingBlocks {
+                req_id: req_id.clone(),
+                needed,
+                actual,
+            });
         };
         let first_written = num_computed / block_size;
         for (index, block) in (0..needed).zip(used) {
@@ -266,8 +343,10 @@ impl SessionCache {
             } else {
                 self.block_map.translate_for_write(*block, pool)
             };
-            let pool_block =
-                translated.map_err(|error| StepError::Block { req_id: req_id.clone(), error })?;
+            let pool_block = translated.map_err(|error| StepError::Block {
+                req_id: req_id.clone(),
+                error,
+            })?;
             block_table.push(pool_block.index().cast_signed());
         }
         if seq_len == num_tokens {
@@ -296,15 +375,26 @@ impl SessionCache {
 fn check_counts(exec: &Exec, limits: &SessionLimits) -> Result<(), StepError> {
     let rows = exec.handles.len();
     if rows > limits.max_num_seqs as usize {
-        return Err(StepError::TooManyRequests { actual: rows, limit: limits.max_num_seqs });
+        return Err(StepError::TooManyRequests {
+            actual: rows,
+            limit: limits.max_num_seqs,
+        });
     }
     let actual = exec.num_computed_tokens.len();
     if actual != rows {
-        return Err(StepError::RowCount { name: "num_computed_tokens", rows, actual });
+        return Err(StepError::RowCount {
+            name: "num_computed_tokens",
+            rows,
+            actual,
+        });
     }
     let actual = exec.num_scheduled_tokens.len();
     if actual != 0 && actual != rows {
-        return Err(StepError::RowCount { name: "num_scheduled_tokens", rows, actual });
+        return Err(StepError::RowCount {
+            name: "num_scheduled_tokens",
+            rows,
+            actual,
+        });
     }
     if !exec.block_copies.is_empty() {
         return Err(StepError::BlockCopies);
@@ -325,12 +415,20 @@ pub fn check_grammar(
     vocab_size: u32,
 ) -> Result<(), StepError> {
     if let Some(row) = grammar.rows.iter().find(|row| **row as usize >= num_rows) {
-        return Err(StepError::RowOutOfRange { name: "grammar", row: *row, rows: num_rows });
+        return Err(StepError::RowOutOfRange {
+            name: "grammar",
+            row: *row,
+            rows: num_rows,
+        });
     }
     let expected = grammar.rows.len() * vocab_size.div_ceil(32) as usize;
     let actual = grammar.bitmask.0.len();
     if actual != expected {
-        return Err(StepError::BitmaskSize { rows: grammar.rows.len(), actual, expected });
+        return Err(StepError::BitmaskSize {
+            rows: grammar.rows.len(),
+            actual,
+            expected,
+        });
     }
     Ok(())
 }
@@ -338,8 +436,9 @@ pub fn check_grammar(
 fn only_group(req_id: &str, groups: Vec<Vec<u32>>) -> Result<Vec<SessionBlockId>, StepError> {
     match <[Vec<u32>; 1]>::try_from(groups) {
         Ok([blocks]) => Ok(blocks.into_iter().map(SessionBlockId).collect()),
-        Err(groups) => {
-            Err(StepError::GroupCount { req_id: req_id.to_owned(), actual: groups.len() })
-        }
+        Err(groups) => Err(StepError::GroupCount {
+            req_id: req_id.to_owned(),
+            actual: groups.len(),
+        }),
     }
 }
