@@ -97,6 +97,17 @@ def test_a_preempted_request_gives_its_handle_back_before_it_is_resumed() -> Non
     assert step.num_computed_tokens == [2]
 
 
+@pytest.mark.parametrize(("outputs", "expected"), [([], 2), ([8], None)])
+def test_prompt_logprobs_are_asked_for_until_the_first_token(
+    outputs: list[int], expected: int | None
+) -> None:
+    new = new_request(
+        sampling_params=SamplingParams(prompt_logprobs=2), prefill_token_ids=[5, 6, 7, *outputs]
+    )
+    (request,) = convert.StepEncoder().encode(output_of([new], {"a": 3})).new_requests
+    assert request.sampling_params.prompt_logprobs == expected
+
+
 def test_a_known_request_sent_as_new_is_replaced() -> None:
     encoder = convert.StepEncoder()
     encoder.encode(output_of([new_request("a")], {"a": 3}))
@@ -239,12 +250,12 @@ def test_stop_tokens_are_told_only_if_they_are_to_be_masked() -> None:
 
 def test_a_grammar_is_copied_row_by_row() -> None:
     bitmask = np.arange(8, dtype=np.int32).reshape(4, 2)[::2]
-    grammar = convert.grammar_bitmask(GrammarOutput(["c", "a"], bitmask), {"a": 1, "b": 1, "c": 1})
+    grammar = convert.grammar_bitmask(GrammarOutput(["c", "a"], bitmask), ["a", "b", "c"])
     assert grammar is not None
     assert grammar.rows == [2, 0]
     bitmask[:] = -1
     assert np.frombuffer(grammar.bitmask, "<i4").tolist() == [0, 1, 4, 5]
-    assert convert.grammar_bitmask(None, {"a": 1}) is None
+    assert convert.grammar_bitmask(None, ["a"]) is None
 
 
 def i32(*values: int) -> bytes:
@@ -260,7 +271,8 @@ def test_logprobs_and_errors_find_their_rows() -> None:
         token_ids=i32(42, -1),
         logprobs=messages.Logprobs(2, i32(42, 7, -1, -1), f32(-0.5, -1, 0, 0), i32(1, 0)),
         prompt_logprobs=[
-            messages.PromptLogprobs(0, messages.Logprobs(1, i32(6, 7), f32(-2, -3), i32(4, 5)))
+            messages.PromptLogprobs(0, messages.Logprobs(1, i32(6, 7), f32(-2, -3), i32(4, 5))),
+            messages.PromptLogprobs(1, messages.Logprobs(1, i32(6), f32(-2), i32(4))),
         ],
         row_errors=[messages.RowError(1, "no token is allowed")],
         queue_us=1,
@@ -272,6 +284,7 @@ def test_logprobs_and_errors_find_their_rows() -> None:
     assert output.logprobs is not None
     assert output.logprobs.logprob_token_ids.tolist() == [[42, 7], [-1, -1]]
     assert output.logprobs.sampled_token_ranks.tolist() == [1, 0]
+    assert set(output.prompt_logprobs_dict) == {"a"}
     prompt = output.prompt_logprobs_dict["a"]
     assert prompt is not None
     assert prompt.logprob_token_ids.tolist() == [[6], [7]]

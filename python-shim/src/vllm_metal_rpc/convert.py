@@ -179,13 +179,17 @@ def _new_request(new: NewRequestData, handle: int) -> messages.NewRequest:
             f"request {new.req_id} has no prompt tokens or sampling parameters"
         )
     tokens = new.prefill_token_ids if new.prefill_token_ids is not None else new.prompt_token_ids
+    params = sampling_params(new.sampling_params)
+    if len(tokens) > len(new.prompt_token_ids):
+        # Told with the first token, before the preemption; vLLM would add them up.
+        params.prompt_logprobs = None
     return messages.NewRequest(
         handle=handle,
         req_id=new.req_id,
         token_ids=np.asarray(tokens, dtype="<i4").tobytes(),
         num_prompt_tokens=len(new.prompt_token_ids),
         block_ids=list(new.block_ids),
-        sampling_params=sampling_params(new.sampling_params),
+        sampling_params=params,
     )
 
 
@@ -239,17 +243,17 @@ def sampling_params(params: Any) -> messages.SamplingParams:
 
 
 def grammar_bitmask(
-    grammar: GrammarOutput | None, scheduled: dict[str, int]
+    grammar: GrammarOutput | None, req_ids: list[str]
 ) -> messages.GrammarBitmask | None:
     """Converts the grammar of a step.
 
     Args:
         grammar: From the scheduler, which reuses the bitmask's memory: it is copied here.
-        scheduled: `num_scheduled_tokens` of the step, whose order is the order of rows.
+        req_ids: The requests of the step in the order of its rows.
     """
     if grammar is None:
         return None
-    rows = {req_id: row for row, req_id in enumerate(scheduled)}
+    rows = {req_id: row for row, req_id in enumerate(req_ids)}
     return messages.GrammarBitmask(
         rows=[rows[req_id] for req_id in grammar.structured_output_request_ids],
         bitmask=np.ascontiguousarray(grammar.grammar_bitmask, dtype="<i4").tobytes(),
@@ -282,6 +286,9 @@ def model_runner_output(
     if result.logprobs is not None:
         output.logprobs = LogprobsLists(*_tables(result.logprobs))
     for prompt in result.prompt_logprobs:
+        if tokens[prompt.row] < 0:
+            # The scheduler takes them with the first token only.
+            continue
         tensors = (torch.from_numpy(table.copy()) for table in _tables(prompt.logprobs))
         output.prompt_logprobs_dict[req_ids[prompt.row]] = LogprobsTensors(*tensors)
     errors = {req_ids[error.row]: error.message for error in result.row_errors}

@@ -1,8 +1,9 @@
 """vLLM's `Executor`: each method becomes a message to the daemon, or is answered here.
 
 A step leaves as an `Exec` in `execute_model`, and its result is the future that `sample_tokens`
-returns. If requests of the step are bound by a grammar, the forward starts while vLLM computes
-the grammar's bitmask, which follows as a `Sample`.
+returns. If requests of the step are bound by a grammar, the `Exec` waits for its bitmask, which the
+engine computes next, and takes it along. Only when the bitmask depends on the tokens of the step
+before does the forward start without it, and it follows as a `Sample`.
 
 Source: vllm/v1/executor/abstract.py, at the version pinned in pyproject.toml.
 """
@@ -11,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +41,23 @@ logger = logging.getLogger("vllm.metal_rpc")
 _LAYOUT: Final = "LBNHC"
 
 
+@dataclass
+class _Pending:
+    """A step between `execute_model` and `sample_tokens`.
+
+    Attributes:
+        request: The message.
+        generation: The generation in which it was scheduled.
+        req_ids: Its requests in the order of its rows.
+        step: What was sent; None while it waits for its grammar.
+    """
+
+    request: messages.Exec
+    generation: int
+    req_ids: list[str]
+    step: Step | None = None
+
+
 class MetalRpcExecutor(Executor):
     """Forwards one engine's steps to the daemon, in one session."""
 
@@ -56,8 +75,7 @@ class MetalRpcExecutor(Executor):
         convert.check_vllm_fields()
         self._encoder = convert.StepEncoder()
         self._generation = 0
-        self._step: Step | None = None
-        self._step_output: SchedulerOutput | None = None
+        self._pending: _Pending | None = None
         endpoint = envs.endpoint()
         self._session = Session(
             Options(
@@ -178,45 +196,61 @@ class MetalRpcExecutor(Executor):
     # ---- Steps ----
 
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
-        """Sends a step.
+        """Sends a step, unless its grammar is about to be known and can travel with it.
 
         Returns:
             A future of None, which tells the engine to call `sample_tokens`. If the step has no
             tokens, a future of the empty output. Their values, if `non_block` is false.
         """
-        step = self._submit(scheduler_output)
+        pending = self._encode(scheduler_output)
         if scheduler_output.total_num_scheduled_tokens == 0:
-            future = step.future if step is not None else _done(EMPTY_MODEL_RUNNER_OUTPUT)
+            request = pending.request
+            # Nothing that the daemon needs to know.
+            if not request.finished:
+                return _done(EMPTY_MODEL_RUNNER_OUTPUT) if non_block else EMPTY_MODEL_RUNNER_OUTPUT
+            future = self._submit(pending).future
             return future if non_block else future.result()
-        self._step, self._step_output = step, scheduler_output
+        # A grammar that needs the tokens of the step before comes late; any other, at once.
+        grammar_is_next = (
+            scheduler_output.has_structured_output_requests
+            and not scheduler_output.pending_structured_output_tokens
+        )
+        if not grammar_is_next:
+            pending.step = self._submit(pending)
+        self._pending = pending
         return _done(None) if non_block else None
 
     def sample_tokens(self, grammar_output: GrammarOutput | None, non_block: bool = False) -> Any:
-        """Sends the step's grammar, if it waits for one.
+        """Sends the step's grammar if it has one, and the step with it if it still waits.
 
         Returns:
             The future of the step's `ModelRunnerOutput`, or its value if `non_block` is false.
         """
-        step, output = self._step, self._step_output
-        if step is None or output is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             raise RuntimeError("sample_tokens() was called without execute_model()")
-        self._step = self._step_output = None
-        if output.has_structured_output_requests:
-            grammar = convert.grammar_bitmask(grammar_output, output.num_scheduled_tokens)
-            self._session.sample(step, grammar)
-        return step.future if non_block else step.future.result()
+        grammar = convert.grammar_bitmask(grammar_output, pending.req_ids)
+        if pending.step is None:
+            pending.request.sample_follows = False
+            pending.request.grammar = grammar
+            pending.step = self._submit(pending)
+        elif pending.request.sample_follows:
+            self._session.sample(pending.step, grammar)
+        future = pending.step.future
+        return future if non_block else future.result()
 
-    def _submit(self, output: SchedulerOutput) -> Step | None:
-        """Sends a step; None if there is nothing that the daemon needs to know."""
+    def _encode(self, output: SchedulerOutput) -> _Pending:
         generation = generation_of(output)
         if generation != self._generation:
             self._encoder.reset()
             self._generation = generation
-        request = self._encoder.encode(output)
-        if not request.handles and not request.finished:
-            return None
-        req_ids = list(output.num_scheduled_tokens)
-        return self._session.submit(request, generation, lambda reply: _finish(reply, req_ids))
+        return _Pending(self._encoder.encode(output), generation, list(output.num_scheduled_tokens))
+
+    def _submit(self, pending: _Pending) -> Step:
+        req_ids = pending.req_ids
+        return self._session.submit(
+            pending.request, pending.generation, lambda reply: _finish(reply, req_ids)
+        )
 
     def execute_dummy_batch(self) -> None:
         """Nothing to keep in step with: the ranks of data parallelism do not share layers."""
