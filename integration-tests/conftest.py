@@ -22,12 +22,10 @@ SERVER_FLAGS = (
     "--max-num-seqs=32",
     "--generation-config=vllm",
 )
-# 79 blocks of 16 tokens hold one request of 1,024 tokens, or a third of what 32 requests want.
+# 79 blocks of 16 tokens hold the longest request, or 16 requests of the tests at once, but not 32.
 SERVERS = {
-    "sync": ("--no-async-scheduling", "--num-gpu-blocks-override=1024"),
-    "async": ("--async-scheduling", "--num-gpu-blocks-override=1024"),
-    "sync-preempting": ("--no-async-scheduling", "--num-gpu-blocks-override=80"),
-    "async-preempting": ("--async-scheduling", "--num-gpu-blocks-override=80"),
+    "sync": ("--no-async-scheduling", "--num-gpu-blocks-override=80"),
+    "async": ("--async-scheduling", "--num-gpu-blocks-override=80"),
 }
 
 FolderMaker = Callable[[], Path]

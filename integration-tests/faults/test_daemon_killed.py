@@ -21,7 +21,6 @@ def asked(tokenizer: Any) -> list[list[int]]:
     return [tokenizer(text)["input_ids"] for text in prompts.VARIED]
 
 
-@pytest.mark.parametrize("server", ["sync", "async", "async-preempting"], indirect=True)
 def test_greedy_streams_go_on(server: Server, baseline: Baseline, asked: list[list[int]]) -> None:
     expected = baseline.greedy(asked, NUM_TOKENS)
     before = wait_for_status(server.folder)

@@ -11,6 +11,8 @@ class ReferenceModel:
     """A checkpoint in float32, whatever dtype it is stored in."""
 
     def __init__(self, folder: Path) -> None:
+        # More threads wait for each other in a spin, which takes the daemon's cores.
+        torch.set_num_threads(1)
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._model.eval()
 
