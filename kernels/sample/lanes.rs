@@ -15,24 +15,51 @@ pub(super) fn largest(values: &[f32]) -> (f32, bool) {
         type Output = (f32, bool);
         #[inline(always)]
         fn run<L: Lanes>(self) -> Self::Output {
+            const WITHOUT_SIGN: u32 = u32::MAX >> 1;
             let mut max = [f32::NEG_INFINITY; STRIDE];
-            let mut nans = [0u32; STRIDE];
+            // A NaN's bits are above those of infinity, and integers have a maximum that keeps it.
+            let mut bits = [0u32; STRIDE];
             let (chunks, rest) = self.0.as_chunks::<STRIDE>();
             for chunk in chunks {
                 for i in 0..STRIDE {
                     max[i] = if chunk[i] > max[i] { chunk[i] } else { max[i] };
-                    nans[i] |= u32::from(chunk[i].is_nan());
+                    bits[i] = bits[i].max(chunk[i].to_bits() & WITHOUT_SIGN);
                 }
             }
             for (i, value) in rest.iter().enumerate() {
                 max[i] = max[i].max(*value);
-                nans[i] |= u32::from(value.is_nan());
+                bits[i] = bits[i].max(value.to_bits() & WITHOUT_SIGN);
             }
             let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
-            (max, nans.iter().any(|&nan| nan != 0))
+            let has_nan = bits.iter().any(|&bits| bits > f32::INFINITY.to_bits());
+            (max, has_nan)
         }
     }
     vectorized(Largest(values))
+}
+
+/// The index of the first value that equals `wanted`.
+pub(super) fn position(values: &[f32], wanted: f32) -> Option<usize> {
+    struct Position<'a>(&'a [f32], f32);
+    impl Operation for Position<'_> {
+        type Output = Option<usize>;
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> Self::Output {
+            let Self(values, wanted) = self;
+            let has = |chunk: &[f32]| {
+                chunk
+                    .iter()
+                    .fold(false, |any, &value| any | (value == wanted))
+            };
+            let chunk = values.chunks(STRIDE).position(has)?;
+            let start = chunk * STRIDE;
+            values[start..]
+                .iter()
+                .position(|&value| value == wanted)
+                .map(|i| start + i)
+        }
+    }
+    vectorized(Position(values, wanted))
 }
 
 /// Divides every value by `divisor`.
@@ -106,9 +133,10 @@ pub(super) fn nth_largest(values: &[f32], count: usize, buffer: &mut Vec<f32>) -
     buffer.clear();
     buffer.extend_from_slice(first);
     let mut floor = first.iter().copied().fold(f32::INFINITY, f32::min);
-    let capacity = (2 * count).max(BLOCK);
-    for chunk in rest.chunks(BLOCK) {
-        visit_at_least(chunk, floor, |_, value| {
+    let capacity = 2 * count.max(STRIDE);
+    // Short pieces, so that the floor rises early and most of the row fails the first comparison.
+    for piece in rest.chunks(BLOCK / 4) {
+        visit_at_least(piece, floor, |_, value| {
             // One that ties with the floor changes nothing: there are `count` such already.
             if value > floor {
                 buffer.push(value);
@@ -129,13 +157,26 @@ pub(super) fn weigh(values: &[f32], max: f32, weights: &mut Vec<f32>, sums: &mut
     weights.resize(values.len(), 0.0);
     sums.clear();
     for (values, weights) in values.chunks(BLOCK).zip(weights.chunks_mut(BLOCK)) {
-        sums.push(vectorized(Weigh {
-            values,
-            max,
-            weights,
-        }));
+        sums.push(weigh_block(values, max, weights));
     }
     sums.iter().sum()
+}
+
+/// The sum that [`weigh`] returns, alone.
+pub(super) fn sum_of_weights(values: &[f32], max: f32) -> f64 {
+    let mut weights = [0.0; BLOCK];
+    let blocks = values.chunks(BLOCK);
+    blocks
+        .map(|values| weigh_block(values, max, &mut weights[..values.len()]))
+        .sum()
+}
+
+fn weigh_block(values: &[f32], max: f32, weights: &mut [f32]) -> f64 {
+    vectorized(Weigh {
+        values,
+        max,
+        weights,
+    })
 }
 
 /// The weights of one block, and their sum.
@@ -150,31 +191,50 @@ impl Operation for Weigh<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) -> f64 {
+        let Self {
+            values,
+            max,
+            weights,
+        } = self;
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        let (chunks_out, rest_out) = weights.as_chunks_mut::<LANES>();
+        for (chunk, out) in chunks.iter().zip(chunks_out) {
+            *out = powers::<L>(chunk, max);
+        }
+        let mut padded = [f32::NEG_INFINITY; LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        rest_out.copy_from_slice(&powers::<L>(&padded, max)[..rest.len()]);
+
+        // `exp` of -inf may be a tiny number.
+        for (weight, &value) in weights.iter_mut().zip(values) {
+            *weight = if value == f32::NEG_INFINITY {
+                0.0
+            } else {
+                *weight
+            };
+        }
         let mut sums = [0.0f64; LANES];
-        for (values, weights) in self
-            .values
-            .chunks(LANES)
-            .zip(self.weights.chunks_mut(LANES))
-        {
-            let mut lanes = [f32::NEG_INFINITY; LANES];
-            lanes[..values.len()].copy_from_slice(values);
-            // SAFETY: the array has eight elements.
-            let distance = unsafe { L::load(lanes.as_ptr()) }.add(L::splat(-self.max));
-            let mut powers = distance.exp().to_array();
+        let (chunks, rest) = weights.as_chunks::<LANES>();
+        for chunk in chunks {
             for i in 0..LANES {
-                // `exp` of -inf may be a tiny number.
-                powers[i] = if lanes[i] == f32::NEG_INFINITY {
-                    0.0
-                } else {
-                    powers[i]
-                };
-                sums[i] += f64::from(powers[i]);
+                sums[i] += f64::from(chunk[i]);
             }
-            weights.copy_from_slice(&powers[..values.len()]);
+        }
+        for (sum, &weight) in sums.iter_mut().zip(rest) {
+            *sum += f64::from(weight);
         }
         let [a, b, c, d, e, f, g, h] = sums;
         ((a + e) + (c + g)) + ((b + f) + (d + h))
     }
+}
+
+/// e^(value - max) of eight values. A function, because a closure would not be compiled with the
+/// CPU features of its surroundings.
+#[inline(always)]
+fn powers<L: Lanes>(values: &[f32; LANES], max: f32) -> [f32; LANES] {
+    // SAFETY: the array has eight elements.
+    let values = unsafe { L::load(values.as_ptr()) };
+    values.add(L::splat(-max)).exp().to_array()
 }
 
 #[cfg(test)]
@@ -211,6 +271,8 @@ mod tests {
             let expected: Vec<_> =
                 values.iter().copied().enumerate().filter(|&(_, value)| value >= floor).collect();
             prop_assert_eq!(count_at_least(&values, floor), expected.len());
+            let first = values.iter().position(|&value| value == floor);
+            prop_assert_eq!(position(&values, floor), first);
             prop_assert_eq!(visited, expected);
         }
 
@@ -230,6 +292,7 @@ mod tests {
             }
             prop_assert!((total - exact_total).abs() <= 3e-7 * exact_total);
             prop_assert_eq!(sums.len(), values.len().div_ceil(BLOCK));
+            prop_assert_eq!(sum_of_weights(&values, max).to_bits(), total.to_bits());
         }
     }
 

@@ -199,7 +199,7 @@ impl Scratch {
         }
         let token = if is_greedy {
             let logits = if self.is_processed { &self.logits } else { raw };
-            logits.iter().position(|&logit| logit == max)
+            lanes::position(logits, max)
         } else if max == f32::INFINITY {
             None
         } else {

@@ -78,7 +78,7 @@ impl ScoreRow<'_> {
 
 /// Logarithm of the sum of e^(logit - max).
 fn log_sum(logits: &[f32], max: f32) -> f64 {
-    lanes::weigh(logits, max, &mut Vec::new(), &mut Vec::new()).ln()
+    lanes::sum_of_weights(logits, max).ln()
 }
 
 fn most_likely(logits: &[f32], count: usize) -> Vec<usize> {
