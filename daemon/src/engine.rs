@@ -247,7 +247,11 @@ impl Engine {
         self.sessions
             .iter()
             .filter_map(|(id, session)| {
-                let waiting = session.waiting.front();
+                // A step needs the tokens of the one before, so it waits for that one's grammar.
+                let waiting = session
+                    .waiting
+                    .front()
+                    .filter(|_| !self.held.contains_key(id));
                 Some(Candidate {
                     session: *id,
                     model: session.model.clone()?,

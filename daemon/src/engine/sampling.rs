@@ -10,6 +10,7 @@ use super::{Engine, EngineError};
 use crate::models::loaded::ModelKey;
 use crate::reply::{PendingReply, Submitted};
 use crate::sampler::{self, LogprobsMode, SampleRow, Sampled, SampledLogprobs};
+use crate::session::state::WaitingStep;
 use crate::session::validate::check_grammar;
 use crate::session::{SessionCache, SessionId, ValidStep};
 
@@ -68,8 +69,15 @@ impl Engine {
         )
     }
 
-    /// The grammar of a held step has arrived.
+    /// The grammar of a step has arrived: of one that is held, or of one that still waits.
     pub(super) fn resume(&mut self, id: SessionId, seq: u64, sample: Sample) {
+        let session = self.sessions.get_mut(&id).expect("`handle` has looked");
+        let is_meant = |waiting: &&mut WaitingStep| waiting.seq == sample.exec_seq;
+        if let Some(waiting) = session.waiting.iter_mut().find(is_meant) {
+            waiting.exec.grammar = sample.grammar;
+            waiting.exec.sample_follows = false;
+            return;
+        }
         let Some(mut held) = self
             .held
             .remove(&id)
@@ -78,7 +86,7 @@ impl Engine {
             let message = format!("step {} does not wait for a grammar", sample.exec_seq);
             return self.end_session(id, seq, ErrorCode::InvalidStep, message);
         };
-        let vocab_size = self.sessions[&id]
+        let vocab_size = session
             .cache
             .as_ref()
             .map_or(0, |cache| cache.limits.vocab_size);
@@ -89,21 +97,22 @@ impl Engine {
         }
         let step_seq = held.step.seq;
         held.step.grammar = sample.grammar;
-        let mut outputs = Vec::new();
-        let result = self.sample_step(id, held, &mut outputs);
-        let result = result.and_then(|reply| {
-            self.submit(
-                outputs,
-                Submitted {
-                    done: None,
-                    replies: vec![reply],
-                },
-            )
-        });
-        if let Err(error) = result {
+        if let Err(error) = self.sample_held(id, held) {
             let message = format!("sampling failed: {error}");
             self.end_session(id, step_seq, ErrorCode::StepFailed, message);
         }
+    }
+
+    fn sample_held(&mut self, id: SessionId, held: HeldStep) -> Result<(), EngineError> {
+        let mut outputs = Vec::new();
+        let reply = self.sample_step(id, held, &mut outputs)?;
+        self.submit(
+            outputs,
+            Submitted {
+                done: None,
+                replies: vec![reply],
+            },
+        )
     }
 
     /// Adds the sampling of one step to the graph, and its tokens to the session's token table.

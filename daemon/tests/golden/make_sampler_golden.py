@@ -22,12 +22,8 @@ import numpy as np
 import safetensors.numpy
 import torch
 import vllm
-import vllm.utils.torch_utils
 import xgrammar
-
-# The ops copy this when they are imported; pinning needs a GPU.
-vllm.utils.torch_utils.PIN_MEMORY = False
-
+from vllm.utils import torch_utils
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessors
 from vllm.v1.sample.logits_processor.builtin import (
     LogitBiasLogitsProcessor,
@@ -35,6 +31,7 @@ from vllm.v1.sample.logits_processor.builtin import (
     MinTokensLogitsProcessor,
 )
 from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.ops import penalties
 from vllm.v1.sample.sampler import Sampler
 
 VOCAB_SIZE = 75
@@ -109,10 +106,18 @@ def parameter_sets() -> list[dict[str, Any]]:
         sets += [edit | {"temperature": 0.0}, edit]
     sets.append(
         {
-            "temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01,
-            "presence_penalty": 0.5, "frequency_penalty": 0.25, "repetition_penalty": 1.2,
-            "min_tokens": 50, "stop_token_ids": [3, 9], "logit_bias": [[8, 2.0], [11, -1.0]],
-            "allowed_token_ids": list(range(60)), "bad_words_token_ids": [[10], [8, 20]],
+            "temperature": 0.8,
+            "top_k": 20,
+            "top_p": 0.9,
+            "min_p": 0.01,
+            "presence_penalty": 0.5,
+            "frequency_penalty": 0.25,
+            "repetition_penalty": 1.2,
+            "min_tokens": 50,
+            "stop_token_ids": [3, 9],
+            "logit_bias": [[8, 2.0], [11, -1.0]],
+            "allowed_token_ids": list(range(60)),
+            "bad_words_token_ids": [[10], [8, 20]],
             "grammar": [-1, 0x0FFFFFFF, -1],
         }
     )
@@ -120,7 +125,7 @@ def parameter_sets() -> list[dict[str, Any]]:
 
 
 def processors(params: dict[str, Any]) -> LogitsProcessors:
-    """vLLM's built-in logits processors, told of one request."""
+    """The logits processors that are built into vLLM, told of one request."""
     request = SimpleNamespace(
         min_p=params.get("min_p", 0.0),
         logit_bias=dict(params.get("logit_bias", [])),
@@ -146,10 +151,12 @@ def metadata(params: dict[str, Any]) -> SamplingMetadata:
     """The batch of one request, as vLLM's `InputBatch` would describe it."""
     temperature = params.get("temperature", 1.0)
     top_k, top_p = params.get("top_k", 0), params.get("top_p", 1.0)
-    penalties = [
+    penalty_values = [
         torch.tensor([params.get(name, default)], dtype=torch.float32)
         for name, default in (
-            ("frequency_penalty", 0.0), ("presence_penalty", 0.0), ("repetition_penalty", 1.0)
+            ("frequency_penalty", 0.0),
+            ("presence_penalty", 0.0),
+            ("repetition_penalty", 1.0),
         )
     ]
     disallowed = None
@@ -167,9 +174,9 @@ def metadata(params: dict[str, Any]) -> SamplingMetadata:
         max_num_logprobs=0,
         no_penalties=False,
         prompt_token_ids=torch.tensor([PROMPT]),
-        frequency_penalties=penalties[0],
-        presence_penalties=penalties[1],
-        repetition_penalties=penalties[2],
+        frequency_penalties=penalty_values[0],
+        presence_penalties=penalty_values[1],
+        repetition_penalties=penalty_values[2],
         output_token_ids=[list(OUTPUT)],
         allowed_token_ids_mask=disallowed,
         bad_words_token_ids={0: words} if words else {},
@@ -203,7 +210,15 @@ def sort_stably() -> None:
     torch.Tensor.sort = stable  # type: ignore[method-assign, assignment]
 
 
+def pin_nothing() -> None:
+    """Keeps the ops from pinning memory, which needs a GPU."""
+    torch_utils.PIN_MEMORY = False
+    penalties.PIN_MEMORY = False
+
+
 def main() -> None:
+    """Computes all cases and writes the file."""
+    pin_nothing()
     sort_stably()
     rows, sets = logits_rows(), parameter_sets()
     sampler = Sampler(logprobs_mode="processed_logprobs")
@@ -218,12 +233,13 @@ def main() -> None:
         )
         for row in rows
     ]
+    ranks = np.stack([score.selected_token_ranks.numpy() for score in scored])
     tensors = {
         "logits": rows,
         "processed_logprobs": np.stack(processed),
         "targets": targets.astype(np.int32),
         "scores": np.stack([score.logprobs.numpy() for score in scored]),
-        "ranks": np.stack([score.selected_token_ranks.numpy() for score in scored]).astype(np.int32),
+        "ranks": ranks.astype(np.int32),
     }
     about = {
         "made_by": "daemon/tests/golden/make_sampler_golden.py",
