@@ -328,3 +328,103 @@ mod avx2 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::Float;
+
+    /// Everything that lanes can do, on the same numbers.
+    struct Everything<'a>(&'a [f32; LANES], &'a [f32; LANES]);
+
+    impl Operation for Everything<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> Vec<f32> {
+            // SAFETY: eight elements everywhere, and the operation runs where the lanes may.
+            let (a, b, brain, half, part) = unsafe {
+                let brain = self.1.map(bf16::from_f32);
+                let half = self.1.map(f16::from_f32);
+                (
+                    L::load(self.0.as_ptr()),
+                    L::load(self.1.as_ptr()),
+                    bf16::load::<L>(brain.as_ptr()),
+                    f16::load::<L>(half.as_ptr()),
+                    load_partial::<L, f32>(self.0.as_ptr(), 5),
+                )
+            };
+            let sums = [a.sum(), b.max_lane(), part.sum()];
+            [
+                a.add(b),
+                a.mul(b),
+                a.div(b),
+                a.max(b),
+                a.mul_add(L::splat(3.0), b),
+                a.exp(),
+                brain,
+                half,
+                part,
+            ]
+            .iter()
+            .flat_map(|lanes| lanes.to_array())
+            .chain(sums)
+            .collect()
+        }
+    }
+
+    #[test]
+    fn portable_lanes_compute_what_the_best_lanes_do() {
+        let a = [0.5, -1.25, 3.0, 1e-3, -7.5, 80.0, -80.0, 2.0];
+        let b = [1.5, 1e-7, -3.0, 65000.0, 0.3, -0.1, 12.0, -2.5];
+        let best = vectorized(Everything(&a, &b));
+        let portable = Everything(&a, &b).run::<Portable>();
+        for (i, (best, portable)) in best.iter().zip(&portable).enumerate() {
+            let difference = (best - portable).abs();
+            assert!(
+                difference <= portable.abs() * 4e-7,
+                "result {i} is {best}, and portably {portable}"
+            );
+        }
+    }
+
+    struct Exp([f32; LANES]);
+
+    impl Operation for Exp {
+        type Output = [f32; LANES];
+
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> [f32; LANES] {
+            // SAFETY: the array has eight elements.
+            unsafe { L::load(self.0.as_ptr()) }.exp().to_array()
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        let mut x = -87.3f32;
+        while x < 88.3 {
+            let actual = f64::from(vectorized(Exp([x; LANES]))[3]);
+            let exact = f64::from(x).exp();
+            assert!(
+                (actual - exact).abs() <= exact * 2.4e-7,
+                "exp({x}) is {actual}"
+            );
+            x += 0.00731;
+        }
+        let special = [
+            f32::NAN,
+            f32::NEG_INFINITY,
+            -100.0,
+            0.0,
+            -0.0,
+            88.37,
+            -87.34,
+            1e-30,
+        ];
+        let exp = vectorized(Exp(special));
+        assert!(exp[0].is_nan());
+        assert!(exp[1] <= 1.2e-38 && exp[2] <= 1.2e-38);
+        assert_eq!(exp[3..5], [1.0, 1.0]);
+    }
+}
