@@ -68,7 +68,7 @@ def ended(daemon: Daemon, tiny: Callable[[str], Path], folders: dict[str, Path])
     assert daemon.is_running()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", CAUSES)
 def test_vllm_serve_ends_with_the_cause(ended: dict[str, tuple[int, str]], case: str) -> None:
     code, log = ended[case]

@@ -39,6 +39,8 @@ class Bystander:
                 tokens = generate(self._frontend, [_PROMPT], _NUM_TOKENS)
                 assert tokens == self._expected, tokens
                 self.num_rounds += 1
+                # Leaves the processor to what it watches.
+                self._stop.wait(0.1)
             self._frontend.goodbye()
         except BaseException as error:
             self._failure = error
