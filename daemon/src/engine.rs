@@ -15,8 +15,12 @@
 //! - What a session does wrong ends that session and nothing else.
 
 mod control;
+mod grant;
 mod handle;
+mod loading;
+mod message;
 mod sampling;
+mod status;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -24,10 +28,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use metal_rpc_kernels::KernelError;
-use metal_rpc_protocol::{
-    CreateCache, ErrorCode, ErrorReply, Exec, LoadModel, Reply, ReserveMemory, Sample, Scope,
-    StepResult,
-};
+use metal_rpc_protocol::{ErrorCode, ErrorReply, Reply, Scope, StepResult};
 use mlx_rs::Array;
 use mlx_rs::transforms::async_eval;
 use tracing::{debug, warn};
@@ -37,77 +38,18 @@ use crate::batch::{BatchedStep, InputBatch};
 use crate::device::{Device, MemoryBudget};
 use crate::models::ModelError;
 use crate::models::loaded::{LoadedModel, ModelKey};
-use crate::outbox::Outbox;
 use crate::reply::Submitted;
 use crate::session::state::WaitingStep;
 use crate::session::{Session, SessionId, ValidStep};
 
-use control::Loading;
-pub use control::{EngineStatus, SessionUse};
 pub use handle::EngineHandle;
+use loading::Loading;
+pub use message::{EngineMessage, EngineRequest};
 use sampling::HeldStep;
+pub use status::{EngineStatus, SessionUse};
 
 /// How often an idle engine looks for models that nobody uses any more.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
-
-/// Everything that can happen to the engine.
-#[derive(Debug)]
-pub enum EngineMessage {
-    /// A frontend said hello.
-    Open {
-        /// The new session.
-        session: SessionId,
-        /// What people call the frontend.
-        frontend: String,
-        /// Where its replies go.
-        outbox: Outbox,
-    },
-    /// A session is over.
-    Close {
-        /// The session.
-        session: SessionId,
-    },
-    /// A session asks for something.
-    Request {
-        /// The session.
-        session: SessionId,
-        /// `seq` of the message.
-        seq: u64,
-        /// When it arrived.
-        received: Instant,
-        /// The message.
-        request: EngineRequest,
-    },
-    /// A model was loaded, or not.
-    Loaded {
-        /// Which.
-        key: ModelKey,
-        /// The weights.
-        result: Result<Box<dyn crate::models::Model>, ModelError>,
-    },
-    /// The device has done a forward, and its steps are answered.
-    Completed {
-        /// The sessions that had a step in it.
-        sessions: Vec<SessionId>,
-    },
-    /// The daemon stops.
-    Stop,
-}
-
-/// The requests that are the engine's to serve.
-#[derive(Debug)]
-pub enum EngineRequest {
-    /// See [`metal_rpc_protocol::Request::LoadModel`].
-    LoadModel(LoadModel),
-    /// See [`metal_rpc_protocol::Request::ReserveMemory`].
-    ReserveMemory(ReserveMemory),
-    /// See [`metal_rpc_protocol::Request::CreateCache`].
-    CreateCache(CreateCache),
-    /// See [`metal_rpc_protocol::Request::Exec`].
-    Exec(Exec),
-    /// See [`metal_rpc_protocol::Request::Sample`].
-    Sample(Sample),
-}
 
 /// Why a step failed. Scope: the sessions whose steps ran together.
 #[derive(Debug, thiserror::Error)]

@@ -83,8 +83,10 @@ def test_no_file_is_longer_than_a_sitting() -> None:
 
 
 def test_no_function_is_longer_than_a_screen() -> None:
+    # A test's table of cases may be longer: it is data.
+    sources = [p for p in committed(".rs") if "tests" not in p.with_suffix("").parts]
     long = []
-    for path in committed(".rs"):
+    for path in sources:
         start, indent = 0, ""
         for number, line in enumerate(lines_of(path), start=1):
             if match := re.match(r"(\s*)(pub(\(\w+\))? )?(const |unsafe )*fn \w+", line):

@@ -90,7 +90,8 @@ pub struct GrammarBitmask {
 pub struct Logprobs {
     /// Columns of the two tables: one for the position's own token, then the ones asked for.
     pub num_columns: u32,
-    /// `[num_rows, num_columns]`; column 0 is the position's own token; -1 pads.
+    /// `[num_rows, num_columns]`; column 0 is the position's own token. Rows that asked for fewer
+    /// columns are padded with token 0 at minus infinity, as vLLM pads.
     pub token_ids: I32Array,
     /// `[num_rows, num_columns]`.
     pub logprobs: F32Array,

@@ -5,16 +5,18 @@
 //! - [`state`]: model, blocks and requests of a session (engine's side)
 //! - [`request_state`]: one request, as rebuilt from the scheduler's diffs
 //! - [`token_table`]: the token ids of all running requests, on the device
-//! - [`validate`]: a step from the wire, applied and checked
+//! - [`validate`]: a step from the wire, applied and checked; [`step_error`]: why it is refused
 
 pub mod registry;
 pub mod request_state;
 pub mod state;
+pub mod step_error;
 pub mod token_table;
 pub mod validate;
 
 pub use registry::{Registry, SessionId};
 pub use request_state::CachedRequestState;
 pub use state::{Session, SessionCache};
+pub use step_error::StepError;
 pub use token_table::TokenTable;
-pub use validate::{StepError, ValidRow, ValidStep};
+pub use validate::{ValidRow, ValidStep};

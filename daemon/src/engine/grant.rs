@@ -1,0 +1,189 @@
+//! Memory: what a session may use for its cache, and the cache itself.
+
+use metal_rpc_protocol::{
+    CacheCreated, CreateCache, ErrorCode, ErrorReply, LoadModel, MemoryReserved, Reply,
+    ReserveMemory,
+};
+use mlx_rs::Dtype as MlxDtype;
+use tracing::info;
+
+use super::Engine;
+use super::control::{out_of_order, refusal};
+use crate::kv_cache::{BlockMap, BlockPool, KvCache, LayerCache};
+use crate::models::loaded::ModelCache;
+use crate::models::{Dtype, Model};
+use crate::session::state::{SeedSource, SessionLimits};
+use crate::session::{SessionCache, SessionId, TokenTable};
+
+impl Engine {
+    pub(super) fn reserve_memory(
+        &mut self,
+        id: SessionId,
+        reserve: &ReserveMemory,
+    ) -> Result<Reply, ErrorReply> {
+        if self.session(id).model.is_none() {
+            return Err(out_of_order("ReserveMemory", "LoadModel"));
+        }
+        if self.session(id).cache.is_some() {
+            return Err(refusal(
+                ErrorCode::OutOfOrder,
+                "the cache exists already".to_owned(),
+            ));
+        }
+        let weights_bytes = self
+            .models
+            .values()
+            .map(|loaded| loaded.model.weights_bytes())
+            .sum();
+        let others: Vec<(&str, u64)> = self
+            .sessions
+            .iter()
+            .filter(|(other, session)| **other != id && session.reserved_bytes > 0)
+            .map(|(_, session)| (session.frontend.as_str(), session.reserved_bytes))
+            .collect();
+        let available_bytes = self
+            .config
+            .memory
+            .available(reserve.memory_fraction, weights_bytes, &others)
+            .map_err(|error| refusal(ErrorCode::OutOfMemory, error.to_string()))?;
+        self.session(id).reserved_bytes = available_bytes;
+        Ok(Reply::MemoryReserved(MemoryReserved { available_bytes }))
+    }
+
+    pub(super) fn create_cache(
+        &mut self,
+        id: SessionId,
+        create: &CreateCache,
+    ) -> Result<Reply, ErrorReply> {
+        let limit_bytes = self.config.memory.limit_bytes;
+        let session = self.sessions.get_mut(&id).expect("`handle` has looked");
+        let (Some(key), Some(load)) = (&session.model, &session.load) else {
+            return Err(out_of_order("CreateCache", "LoadModel"));
+        };
+        if session.cache.is_some() {
+            return Err(refusal(
+                ErrorCode::OutOfOrder,
+                "CreateCache is legal once".to_owned(),
+            ));
+        }
+        let loaded = self.models.get_mut(key).expect("a session keeps its model");
+        check_groups(create, loaded.model.kv_cache_specs().len())?;
+        let cache = match &mut loaded.cache {
+            Some(cache) => cache,
+            none => none.insert(new_cache(&*loaded.model, create.block_size, limit_bytes)?),
+        };
+        if cache.block_size != create.block_size {
+            let message = format!(
+                "block size must be {}, as the other frontends of this model have it, but is {}",
+                cache.block_size, create.block_size
+            );
+            return Err(refusal(ErrorCode::Unsupported, message));
+        }
+        let granted_bytes = cache.block_bytes * u64::from(create.num_blocks);
+        if granted_bytes > session.reserved_bytes {
+            let message = format!(
+                "{} blocks of {} bytes are more than the {} bytes reserved for this session",
+                create.num_blocks, cache.block_bytes, session.reserved_bytes
+            );
+            return Err(refusal(ErrorCode::OutOfMemory, message));
+        }
+        session.reserved_bytes = granted_bytes;
+        session.cache = Some(session_cache(load, loaded.model.vocab_size(), create)?);
+        let (num_blocks, block_bytes) = (create.num_blocks, cache.block_bytes);
+        info!(
+            frontend = session.frontend,
+            num_blocks, block_bytes, "cache created"
+        );
+        Ok(Reply::CacheCreated(CacheCreated {
+            num_blocks,
+            block_bytes,
+        }))
+    }
+}
+
+fn check_groups(create: &CreateCache, num_layers: usize) -> Result<(), ErrorReply> {
+    let all_layers = (0..).take(num_layers);
+    match create.groups.as_slice() {
+        [group] if group.iter().copied().eq(all_layers) => {}
+        groups => {
+            let message = format!(
+                "one KV-cache group of all {num_layers} layers is supported, not {} groups",
+                groups.len()
+            );
+            return Err(refusal(ErrorCode::Unsupported, message));
+        }
+    }
+    if create.num_blocks < 2 || create.block_size == 0 || create.block_size > 1024 {
+        let message = format!(
+            "a cache needs 2 or more blocks of 1 to 1024 tokens, not {} of {}",
+            create.num_blocks, create.block_size
+        );
+        return Err(refusal(ErrorCode::BadMessage, message));
+    }
+    Ok(())
+}
+
+/// Reserves address space for as many blocks as the daemon may ever use for this model.
+fn new_cache(
+    model: &dyn Model,
+    block_size: u32,
+    limit_bytes: u64,
+) -> Result<ModelCache, ErrorReply> {
+    let specs = model.kv_cache_specs();
+    let token_bytes: u64 = specs
+        .iter()
+        .map(|spec| {
+            let dtype = Dtype::from_name(&spec.dtype).expect("a model names known dtypes");
+            2 * u64::from(spec.num_kv_heads) * u64::from(spec.head_dim) * dtype.size_bytes()
+        })
+        .sum();
+    let block_bytes = token_bytes * u64::from(block_size);
+    // Slots are i32 on the device.
+    let most_blocks = u64::from(i32::MAX.unsigned_abs() / block_size);
+    let num_blocks = (limit_bytes / block_bytes).clamp(2, most_blocks);
+    let num_blocks = u32::try_from(num_blocks).expect("clamped");
+    let layers = specs
+        .iter()
+        .map(|spec| {
+            let shape = [num_blocks, block_size, spec.num_kv_heads, spec.head_dim];
+            let dtype: MlxDtype = Dtype::from_name(&spec.dtype)
+                .expect("a model names known dtypes")
+                .mlx();
+            LayerCache::reserve(shape.map(u32::cast_signed), dtype)
+        })
+        .collect::<Result<_, _>>()
+        .map_err(|error| refusal(ErrorCode::OutOfMemory, error.to_string()))?;
+    let pool = BlockPool::new(num_blocks);
+    Ok(ModelCache {
+        kv: KvCache { layers },
+        pool,
+        block_size,
+        block_bytes,
+    })
+}
+
+fn session_cache(
+    load: &LoadModel,
+    vocab_size: u32,
+    create: &CreateCache,
+) -> Result<SessionCache, ErrorReply> {
+    // A finished request may keep its handle until the step that opens its successor was built.
+    let num_handles = 2 * load.max_num_seqs;
+    // The token that a step samples comes after the known ones, also when vLLM throws it away.
+    let row_len = load.max_model_len + 2;
+    let token_table = TokenTable::reserve(num_handles, row_len)
+        .map_err(|error| refusal(ErrorCode::OutOfMemory, error.to_string()))?;
+    Ok(SessionCache {
+        limits: SessionLimits {
+            max_model_len: load.max_model_len,
+            max_num_seqs: load.max_num_seqs,
+            max_num_batched_tokens: load.max_num_batched_tokens,
+            vocab_size,
+        },
+        block_size: create.block_size,
+        block_map: BlockMap::new(create.num_blocks),
+        requests: (0..num_handles).map(|_| None).collect(),
+        token_table,
+        seeds: SeedSource::from_clock(),
+    })
+}

@@ -1,0 +1,8 @@
+//! The engine through its messages: real models, real kernels, no socket.
+//!
+//! Each test drives the engine as vLLM's scheduler would: it opens requests, gives them blocks, runs
+//! their prompts whole or in chunks, and reads one token a step.
+
+mod refused;
+mod support;
+mod tokens;
