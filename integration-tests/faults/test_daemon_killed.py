@@ -25,18 +25,19 @@ def test_greedy_streams_go_on(server: Server, baseline: Baseline, asked: list[li
     expected = baseline.greedy(asked, NUM_TOKENS)
     before = wait_for_status(server.folder)
     parameters = {"temperature": 0.0, "ignore_eos": True, "max_tokens": NUM_TOKENS}
-    streamed = _stream_all(server, asked, parameters, lambda: kill_whoever_serves(server.folder))
+    bodies = [{"prompt": prompt} | parameters for prompt in asked]
+    streamed = _stream_all(server, bodies, lambda: kill_whoever_serves(server.folder))
     assert streamed == expected
     after = wait_for_status(server.folder)
     assert after["pid"] != before["pid"]
     assert after["epoch"] != before["epoch"]
 
 
-@pytest.mark.parametrize("server", ["async"], indirect=True)
-def test_seeded_streams_go_on(server: Server, asked: list[list[int]]) -> None:
-    parameters = {"temperature": 0.8, "seed": 17, "ignore_eos": True, "max_tokens": NUM_TOKENS}
-    undisturbed = _stream_all(server, asked, parameters, lambda: None)
-    killed = _stream_all(server, asked, parameters, lambda: kill_whoever_serves(server.folder))
+def test_sampled_streams_go_on(server: Server) -> None:
+    """Seeds, penalties and grammars: what the daemon remembered is sent to it again."""
+    asked = [{"prompt": prompts.VARIED[1]} | parameters for parameters in prompts.SAMPLED]
+    undisturbed = _stream_all(server, asked, lambda: None)
+    killed = _stream_all(server, asked, lambda: kill_whoever_serves(server.folder))
     assert killed == undisturbed
 
 
@@ -53,10 +54,7 @@ def test_an_idle_server_finds_the_next_daemon(
 
 
 def _stream_all(
-    server: Server,
-    asked: list[list[int]],
-    parameters: dict[str, Any],
-    disturb: Callable[[], object],
+    server: Server, asked: list[dict[str, Any]], disturb: Callable[[], object]
 ) -> list[list[int]]:
     """Streams all prompts at once; calls `disturb` when all of them are under way.
 
@@ -70,8 +68,7 @@ def _stream_all(
     def run(index: int) -> None:
         try:
             waited = False
-            body = {"prompt": asked[index]} | parameters
-            for event in server.stream("/v1/completions", **body):
+            for event in server.stream("/v1/completions", **asked[index]):
                 answers[index] += event["choices"][0].get("token_ids") or []
                 if not waited and len(answers[index]) >= KILL_AFTER:
                     waited = True

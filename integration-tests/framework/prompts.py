@@ -1,6 +1,6 @@
 """What is asked: short and long, prose, code, numbers, other scripts."""
 
-from typing import Final
+from typing import Any, Final
 
 VARIED: Final = (
     "The capital of France is",
@@ -17,6 +17,23 @@ CHATS: Final = (
     "Write one sentence about the sea.",
     "What is 17 + 25?",
     "Say hello in Spanish.",
+)
+# Parameters whose answers are a function of the prompt alone, though they use all that a request
+# remembers: its seed, its history, its grammar.
+_LONG: Final[dict[str, Any]] = {"max_tokens": 48, "ignore_eos": True}
+SAMPLED: Final[tuple[dict[str, Any], ...]] = (
+    _LONG | {"temperature": 0.0, "logprobs": 3},
+    _LONG | {"temperature": 0.8, "seed": 17},
+    _LONG | {"temperature": 0.9, "seed": 18, "top_p": 0.9, "top_k": 40, "min_p": 0.02},
+    _LONG | {"temperature": 0.0, "frequency_penalty": 0.7, "presence_penalty": 0.3},
+    _LONG | {"temperature": 0.7, "seed": 19, "repetition_penalty": 1.3, "logprobs": 2},
+    _LONG | {"temperature": 0.0, "bad_words": [" the", " of"], "logit_bias": {"30": -3.0}},
+    {
+        "temperature": 1.0,
+        "seed": 20,
+        "max_tokens": 48,
+        "structured_outputs": {"regex": "( [a-z]{2,9}){12}"},
+    },
 )
 _PARAGRAPH: Final = (
     "The lighthouse stood on a narrow spit of rock, {number} steps above the water. Every evening "

@@ -30,9 +30,7 @@ class ReferenceModel:
             tie: by how much, in log probability, the reference may prefer another token at the
                 first difference.
         """
-        sequence = torch.tensor([[*prompt, *answer]])
-        logits = self._model(sequence).logits[0, len(prompt) - 1 : -1]
-        logprobs = torch.log_softmax(logits, dim=-1)
+        logprobs = self.logprobs(prompt, answer)
         best, best_ids = logprobs.max(dim=-1)
         for position, token in enumerate(answer):
             expected = int(best_ids[position])
@@ -43,3 +41,10 @@ class ReferenceModel:
                     f"reference prefers by {behind:.4f}; the answer is {list(answer)}"
                 )
                 return
+
+    @torch.inference_mode()
+    def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+        """Log probabilities of all tokens at each place of the answer: `[len(answer), vocab]`."""
+        sequence = torch.tensor([[*prompt, *answer]])
+        logits = self._model(sequence).logits[0, len(prompt) - 1 : -1]
+        return torch.log_softmax(logits, dim=-1)

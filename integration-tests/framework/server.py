@@ -116,9 +116,13 @@ class Server:
         return self._choice("/v1/chat/completions", messages=messages(content), **parameters)
 
     def complete_all(self, prompts: list[Any], **parameters: Any) -> list[dict[str, Any]]:
-        """All prompts at once, one connection each."""
-        with ThreadPoolExecutor(len(prompts)) as threads:
-            return list(threads.map(lambda prompt: self.complete(prompt, **parameters), prompts))
+        """All prompts at once, with the same parameters."""
+        return self.ask_all([{"prompt": prompt} | parameters for prompt in prompts])
+
+    def ask_all(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All completions at once, one connection each."""
+        with ThreadPoolExecutor(len(bodies)) as threads:
+            return list(threads.map(lambda body: self.complete(**body), bodies))
 
     def stream(self, path: str, **body: Any) -> Iterator[dict[str, Any]]:
         """The events of a streaming request."""

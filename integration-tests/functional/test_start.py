@@ -4,11 +4,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from framework import paths
+from framework import paths, prompts
+from framework.baseline import Baseline
 from framework.daemon import Daemon, endpoint_in, environment, status, wait_for_status
 from framework.frontend import new_request, ready_frontend
 from framework.server import Server
@@ -47,6 +49,17 @@ def test_a_directory_open_to_others_is_refused(make_folder: Callable[[], Path]) 
     refused = _serve(folder)
     assert refused.returncode not in (0, 75), refused.stderr
     assert "chmod 700" in refused.stderr
+
+
+def test_generate_needs_no_daemon_and_no_vllm(
+    smollm2: Path, baseline: Baseline, tokenizer: Any
+) -> None:
+    command = [str(paths.metald()), "generate", "--model", str(smollm2), "--max-tokens", "12"]
+    result = subprocess.run(
+        [*command, prompts.VARIED[0]], capture_output=True, text=True, timeout=60, check=True
+    )
+    (expected,) = baseline.greedy([tokenizer(prompts.VARIED[0])["input_ids"]], 12)
+    assert result.stdout.strip() == prompts.VARIED[0] + tokenizer.decode(expected)
 
 
 def test_sigterm_ends_it_and_removes_nothing_of_others(make_folder: Callable[[], Path]) -> None:
