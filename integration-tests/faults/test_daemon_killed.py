@@ -1,5 +1,6 @@
-"""`kill -9` of the daemon in the middle of answers: no request fails, no token differs."""
+"""The daemon ends in the middle of answers: no request fails, no token differs."""
 
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,15 @@ def asked(tokenizer: Any) -> list[list[int]]:
     return [tokenizer(text)["input_ids"] for text in prompts.VARIED]
 
 
-def test_greedy_streams_go_on(server: Server, baseline: Baseline, asked: list[list[int]]) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_greedy_streams_go_on(
+    server: Server, baseline: Baseline, asked: list[list[int]], sent: signal.Signals
+) -> None:
     expected = baseline.greedy(asked, NUM_TOKENS)
     before = wait_for_status(server.folder)
     parameters = {"temperature": 0.0, "ignore_eos": True, "max_tokens": NUM_TOKENS}
     bodies = [{"prompt": prompt} | parameters for prompt in asked]
-    streamed = _stream_all(server, bodies, lambda: kill_whoever_serves(server.folder))
+    streamed = _stream_all(server, bodies, lambda: kill_whoever_serves(server.folder, sent))
     assert streamed == expected
     after = wait_for_status(server.folder)
     assert after["pid"] != before["pid"]

@@ -149,11 +149,9 @@ class Daemon:
         return log_tail(self.log_path)
 
 
-def kill_whoever_serves(folder: Path) -> int:
-    """`kill -9` of the daemon that answers in `folder`, whoever started it. Returns its pid."""
-    pid: int = wait_for_status(folder)["pid"]
-    os.kill(pid, signal.SIGKILL)
-    return pid
+def kill_whoever_serves(folder: Path, sent: signal.Signals = signal.SIGKILL) -> None:
+    """Sends a signal to the daemon that answers in `folder`, whoever started it."""
+    os.kill(wait_for_status(folder)["pid"], sent)
 
 
 @contextlib.contextmanager
