@@ -1,5 +1,7 @@
 //! `metald status`: asks a running daemon what it does.
 
+use std::io::Write;
+
 use metal_rpc_protocol::{
     CodecError, Reply, Request, RequestEnvelope, StatusReport, decode_reply, encode_request,
 };
@@ -23,8 +25,8 @@ pub enum StatusError {
     /// The answer is another message.
     #[error("the daemon answered {0} instead of a status report")]
     Unexpected(&'static str),
-    /// The operating system refused.
-    #[error("cannot start: {0}")]
+    /// The operating system refused, or nobody reads the output.
+    #[error("cannot show it: {0}")]
     System(#[from] std::io::Error),
 }
 
@@ -32,18 +34,14 @@ pub enum StatusError {
 ///
 /// # Errors
 /// [`StatusError`].
-#[expect(clippy::print_stdout, reason = "the command's output")]
 pub fn run(flags: &StatusFlags) -> Result<(), StatusError> {
     let report = ask(&flags.endpoint()?)?;
-    if flags.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&report).expect("plain numbers and strings")
-        );
+    let shown = if flags.json {
+        serde_json::to_string_pretty(&report).expect("plain numbers and strings") + "\n"
     } else {
-        print!("{}", text(&report));
-    }
-    Ok(())
+        text(&report)
+    };
+    Ok(std::io::stdout().write_all(shown.as_bytes())?)
 }
 
 /// Asks the daemon at `endpoint`.

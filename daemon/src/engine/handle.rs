@@ -53,16 +53,31 @@ impl EngineHandle {
         // A full queue drains; a closed one means that the engine has ended already.
         let _ = self.messages.send(EngineMessage::Stop);
         for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the engine panicked");
-            }
+            thread
+                .join()
+                .expect("a thread that panics ends the process");
         }
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+/// A thread without which the daemon cannot serve: if it panics, the daemon ends.
+///
+/// A daemon that answers heartbeats and runs nothing is worse than none: frontends wait for it,
+/// while they recover from one that is gone.
+pub(super) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    struct AbortOnPanic;
+    impl Drop for AbortOnPanic {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                std::process::abort();
+            }
+        }
+    }
     thread::Builder::new()
         .name(name.to_owned())
-        .spawn(body)
+        .spawn(|| {
+            let _guard = AbortOnPanic;
+            body();
+        })
         .expect("the system has a thread left")
 }

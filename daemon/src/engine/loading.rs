@@ -1,6 +1,5 @@
 //! Models: loaded on a thread of their own, shared by who asks, freed when nobody does.
 
-use std::thread;
 use std::time::Instant;
 
 use metal_rpc_protocol::limits::{
@@ -10,6 +9,7 @@ use metal_rpc_protocol::{ErrorCode, ErrorReply, LoadModel, LoadProgress, ModelLo
 use tracing::{info, warn};
 
 use super::control::refusal;
+use super::handle::spawn;
 use super::{Engine, EngineMessage};
 use crate::models::loaded::{LoadedModel, ModelKey};
 use crate::models::{self, Dtype, LoadOptions, Model, ModelError};
@@ -95,10 +95,7 @@ impl Engine {
             // The engine is gone only when the daemon stops.
             let _ = messages.send(EngineMessage::Loaded { key, result });
         };
-        thread::Builder::new()
-            .name("load".to_owned())
-            .spawn(load)
-            .expect("the system has a thread left");
+        spawn("load", load);
     }
 
     pub(super) fn loaded(&mut self, key: ModelKey, result: Result<Box<dyn Model>, ModelError>) {
