@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import requests
 
 from framework import prompts
 from framework.baseline import Baseline
@@ -124,6 +125,16 @@ def test_n_choices_of_one_prompt_differ(server: Server, many: list[list[int]]) -
     ).json()
     texts = {choice["text"] for choice in answer["choices"]}
     assert len(texts) == 3
+
+
+def test_a_client_may_choose_a_long_request_id(server: Server, many: list[list[int]]) -> None:
+    answer = requests.post(
+        f"{server.url}/v1/completions",
+        json={"model": "model", "prompt": many[0], "max_tokens": 2},
+        headers={"X-Request-Id": "x" * 20_000},
+        timeout=60,
+    )
+    assert answer.status_code == requests.codes.ok, answer.text
 
 
 def _token_ids(answers: Sequence[dict[str, Any]]) -> list[list[int]]:

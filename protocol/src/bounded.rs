@@ -1,4 +1,4 @@
-//! Lists and strings that end a message's decoding when they are longer than their limit.
+//! Lists and strings with a limit: longer ones end a message's decoding, or are cut.
 //!
 //! A list is refused at its announced length, before its elements are read: a byte on the wire can
 //! be the whole of an element that takes hundreds in memory.
@@ -41,6 +41,15 @@ where
         return Err(D::Error::invalid_length(text.len(), &expected.as_str()));
     }
     Ok(text.to_owned())
+}
+
+/// Reads a string and keeps at most `MAX` bytes of it, cut between characters.
+pub(crate) fn cut_string<'de, const MAX: usize, D>(deserializer: D) -> Result<String, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let text = <&str>::deserialize(deserializer)?;
+    Ok(text[..text.floor_char_boundary(MAX)].to_owned())
 }
 
 struct List<const MAX: usize, T>(Vec<T>);

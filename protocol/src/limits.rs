@@ -18,7 +18,7 @@ pub const MAX_TOKENS_PER_STEP: usize = 1 << 17;
 /// Entries of a vocabulary.
 pub const MAX_VOCAB_SIZE: usize = 1 << 20;
 
-/// Bytes of a request id. vLLM's own are about 50.
+/// Bytes that are kept of a request id. vLLM's own are about 50; an HTTP client may choose longer.
 pub const MAX_REQ_ID_BYTES: usize = 512;
 
 /// Bytes of a path, a version or a name.
@@ -28,7 +28,7 @@ pub const MAX_STRING_BYTES: usize = 4096;
 pub const MAX_TOKEN_LIST: usize = MAX_VOCAB_SIZE;
 
 /// Sequences in `SamplingParams::bad_words_token_ids`.
-pub const MAX_BAD_WORDS: usize = 1 << 14;
+pub const MAX_BAD_WORDS: usize = 1 << 16;
 
 /// Groups of layers that share a block table: one per kind of attention, and room.
 pub const MAX_KV_CACHE_GROUPS: usize = 64;

@@ -51,8 +51,8 @@ pub struct Exec {
 pub struct NewRequest {
     /// The number by which later steps name this request. Free in this session.
     pub handle: u32,
-    /// vLLM's id, for logs.
-    #[serde(deserialize_with = "bounded::string::<MAX_REQ_ID_BYTES, _>")]
+    /// vLLM's id, for logs; cut after [`MAX_REQ_ID_BYTES`], because HTTP clients may choose it.
+    #[serde(deserialize_with = "bounded::cut_string::<MAX_REQ_ID_BYTES, _>")]
     pub req_id: String,
     /// Prompt, and after it the tokens that the request had already generated.
     pub token_ids: I32Array,

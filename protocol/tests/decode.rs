@@ -7,7 +7,7 @@ mod counting_allocator;
 use common::{Message, examples};
 use counting_allocator::peak_bytes_during;
 use metal_rpc_protocol::limits::{
-    MAX_DEPTH, MAX_KV_CACHE_GROUPS, MAX_MESSAGE_BYTES, MAX_STRING_BYTES,
+    MAX_DEPTH, MAX_KV_CACHE_GROUPS, MAX_MESSAGE_BYTES, MAX_REQ_ID_BYTES, MAX_STRING_BYTES,
 };
 use metal_rpc_protocol::{CodecError, Request, decode_reply, decode_request};
 use proptest::prelude::*;
@@ -254,6 +254,27 @@ fn a_string_beyond_its_limit_is_refused() {
             "{length} bytes"
         );
     }
+}
+
+/// Whoever asks over HTTP may choose the id: it must not be able to end a step.
+#[test]
+fn a_long_request_id_is_cut() {
+    let (_, mut exec) = examples().remove(4);
+    let Message::Request(envelope) = &mut exec else {
+        panic!("exec is a request")
+    };
+    let Request::Exec(step) = &mut envelope.request else {
+        panic!("the fifth is exec")
+    };
+    step.new_requests[0].req_id = "ä".repeat(MAX_REQ_ID_BYTES);
+    let decoded = decode_request(&exec.encode()).expect("it is legal");
+    let Request::Exec(step) = decoded.request else {
+        panic!("exec was encoded")
+    };
+    assert_eq!(
+        step.new_requests[0].req_id,
+        "ä".repeat(MAX_REQ_ID_BYTES / 2)
+    );
 }
 
 fn check_refused(bytes: &[u8], reason: &str) {
