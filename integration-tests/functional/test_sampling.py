@@ -134,7 +134,7 @@ def test_a_mixture_is_the_same_alone_and_among_others(server: Server) -> None:
     together = server.ask_all(
         [{"prompt": prompts.VARIED[0]} | parameters for parameters in SAMPLED]
         + [
-            {"prompt": text, "temperature": 0.0, "ignore_eos": True, "max_tokens": 64}
+            {"prompt": text, "temperature": 0.0, "ignore_eos": True, "max_tokens": 48}
             for text in prompts.many(32 - len(SAMPLED))
         ]
     )
