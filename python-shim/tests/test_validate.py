@@ -68,6 +68,13 @@ def test_what_is_served_passes(params: SamplingParams) -> None:
     validate.check_request(params, PROMPT)
 
 
+def test_a_list_that_the_wire_cannot_carry_is_refused() -> None:
+    params = SamplingParams(stop_token_ids=list(range((1 << 20) + 1)))
+    with pytest.raises(VLLMValidationError, match="stop_token_ids may have 1048576") as caught:
+        validate.check_request(params, PROMPT)
+    assert caught.value.parameter == "stop_token_ids"
+
+
 def test_other_kinds_of_requests_are_refused() -> None:
     with pytest.raises(VLLMValidationError, match="pooling"):
         validate.check_request(PoolingParams(), PROMPT)

@@ -72,7 +72,7 @@ impl Registry {
         ))
     }
 
-    /// The session of a token, marked as heard.
+    /// The session of a token, marked as heard; `None` also if it is about to be closed.
     pub fn hear(
         &mut self,
         token: SessionToken,
@@ -80,6 +80,9 @@ impl Registry {
         now: Instant,
     ) -> Option<&mut Connection> {
         let connection = self.by_token.get_mut(&token)?;
+        if connection.outbox.is_closed() {
+            return None;
+        }
         connection.last_heard = now;
         *connection
             .peer
@@ -168,6 +171,7 @@ mod tests {
             .hear(token, &Peer::from(vec![1]), now)
             .expect("it is open");
         connection.outbox.close();
+        assert!(registry.hear(token, &Peer::from(vec![1]), now).is_none());
         assert_eq!(registry.expire(now, Duration::from_secs(8)).len(), 1);
         assert!(registry.is_empty());
     }

@@ -79,6 +79,18 @@ _REFUSED: Final = tuple(
 )
 
 
+# The wire's limits (protocol/src/limits.rs), which no vocabulary comes near.
+_MAX_TOKEN_LIST: Final = 1 << 20
+_MAX_BAD_WORDS: Final = 1 << 16
+_LENGTHS: Final[tuple[tuple[str, str, int], ...]] = (
+    ("stop_token_ids", "all_stop_token_ids", _MAX_TOKEN_LIST),
+    ("allowed_token_ids", "allowed_token_ids", _MAX_TOKEN_LIST),
+    ("logit_bias", "logit_bias", _MAX_TOKEN_LIST),
+    ("logprob_token_ids", "logprob_token_ids", _MAX_TOKEN_LIST),
+    ("bad_words", "bad_words_token_ids", _MAX_BAD_WORDS),
+)
+
+
 def check_vllm_sampling_params() -> None:
     """Checks that this vLLM's `SamplingParams` has no field without a policy.
 
@@ -110,6 +122,14 @@ def check_request(params: Any, prompt: Any) -> None:
         if value != default:
             raise VLLMValidationError(
                 f"{name} is not supported by metal-rpc", parameter=name, value=value
+            )
+    for name, attribute, limit in _LENGTHS:
+        length = len(getattr(params, attribute) or ())
+        if length > limit:
+            raise VLLMValidationError(
+                f"{name} may have {limit} entries with metal-rpc, it has {length}",
+                parameter=name,
+                value=length,
             )
     kind = prompt.get("type") if isinstance(prompt, dict) else None
     if kind == "embeds":
