@@ -191,7 +191,7 @@ class MetalRpcExecutor(Executor):
         )
 
     def compile_or_warm_up_model(self) -> None:
-        """Nothing to compile: the daemon has warmed up while it loaded."""
+        """Nothing to compile: the kernels are built with the daemon."""
 
     # ---- Steps ----
 
