@@ -127,7 +127,7 @@ def test_the_daemon_is_looked_for_by_variable_path_and_repository(
         ({"XDG_RUNTIME_DIR": "/run/u"}, "ipc:///run/u/metal-rpc/metald.sock"),
         ({"TMPDIR": "/t"}, f"ipc:///t/metal-rpc-{os.getuid()}/metald.sock"),
         ({}, f"ipc:///tmp/metal-rpc-{os.getuid()}/metald.sock"),
-        ({"METAL_RPC_ENDPOINT": "tcp://127.0.0.1:7"}, "tcp://127.0.0.1:7"),
+        ({"METAL_RPC_ENDPOINT": "ipc:///run/m/x.sock"}, "ipc:///run/m/x.sock"),
     ],
 )
 def test_endpoint(
@@ -144,6 +144,8 @@ def test_endpoint(
     ("name", "value", "read"),
     [
         ("METAL_RPC_ENDPOINT", "/a/path", envs.endpoint),
+        ("METAL_RPC_ENDPOINT", "ipc://relative", envs.endpoint),
+        ("METAL_RPC_ENDPOINT", "tcp://127.0.0.1:7", envs.endpoint),
         ("METAL_RPC_RECOVERY_TIMEOUT_S", "soon", envs.recovery_timeout_s),
         ("VLLM_METAL_MEMORY_FRACTION", "1.5", envs.memory_fraction),
         ("VLLM_METAL_MEMORY_FRACTION", "0", envs.memory_fraction),

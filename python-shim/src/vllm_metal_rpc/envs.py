@@ -14,14 +14,14 @@ _FALSE: Final = ("0", "false", "no", "off")
 
 
 def endpoint() -> str:
-    """`METAL_RPC_ENDPOINT`: `ipc://PATH` or `tcp://HOST:PORT`.
+    """`METAL_RPC_ENDPOINT`: `ipc://PATH`, a Unix socket.
 
     The default is a socket in the user's runtime directory, by the daemon's own rule.
     """
     if value := os.environ.get("METAL_RPC_ENDPOINT"):
-        if not value.startswith(("ipc://", "tcp://")):
+        if not value.startswith("ipc:///"):
             raise MetalRpcError(
-                f"METAL_RPC_ENDPOINT must start with ipc:// or tcp://, it is {value!r}"
+                f"METAL_RPC_ENDPOINT must be ipc://PATH with an absolute path, it is {value!r}"
             )
         return value
     runtime = os.environ.get("XDG_RUNTIME_DIR")

@@ -65,7 +65,7 @@ class Options:
     """What a session needs to know.
 
     Attributes:
-        endpoint: `ipc://PATH` or `tcp://HOST:PORT`.
+        endpoint: `ipc://PATH`.
         vllm_version: Told to the daemon.
         frontend: Told to the daemon: what people call this frontend.
         recovery_timeout_s: How long to look for a daemon before giving up.
