@@ -10,6 +10,7 @@
 //! | `node` | a kernel as a node of MLX's graph |
 //! | `pool` | the threads that kernels share |
 //! | `simd`, `dot`, `element` | eight lanes; dot products of rows; f32, bf16, f16 |
+//! | `product` | rows times weights of any format: the algorithm of all linear layers |
 //! | `check`, `error` | what every function checks, and says when it fails |
 //! | `memory` | reserved pools, and reading results from other threads |
 //!
@@ -28,6 +29,7 @@ mod ffi;
 mod memory;
 mod node;
 mod pool;
+mod product;
 mod simd;
 
 #[path = "../argmax/mod.rs"]
