@@ -34,6 +34,10 @@ mod simd;
 
 #[path = "../argmax/mod.rs"]
 mod argmax;
+#[path = "../dispatch/mod.rs"]
+mod dispatch;
+#[path = "../expert_linear/mod.rs"]
+mod expert_linear;
 #[path = "../linear/mod.rs"]
 mod linear;
 #[path = "../paged_attention/mod.rs"]
@@ -44,6 +48,8 @@ mod reshape_and_cache;
 mod rms_norm;
 #[path = "../rope/mod.rs"]
 mod rope;
+#[path = "../route/mod.rs"]
+mod route;
 #[path = "../sample/mod.rs"]
 mod sample;
 #[path = "../silu_mul/mod.rs"]
@@ -52,13 +58,16 @@ mod silu_mul;
 mod slots;
 
 pub use argmax::argmax;
+pub use dispatch::{Dispatched, ExpertGroups, combine, dispatch};
 pub use error::{KernelError, Result};
+pub use expert_linear::expert_linear;
 pub use linear::linear;
 pub use memory::{data_ptr, is_available, reader, reserve, to_vec_f32, to_vec_i32, wait};
 pub use paged_attention::{AttentionMetadata, AttentionParams, paged_attention};
 pub use reshape_and_cache::reshape_and_cache;
 pub use rms_norm::rms_norm;
 pub use rope::{RopePairing, rope};
+pub use route::{GroupRank, RouteGroups, RouteParams, RouteScores, Routes, route};
 pub use sample::{
     GREEDY_TEMPERATURE, History, LogprobsMode, SampleBatch, SampleParams, Span, TokenScores,
     sample, score_tokens,
