@@ -111,6 +111,22 @@ def test_no_forbidden_words() -> None:
     assert not found, found
 
 
+def test_the_table_of_faults_names_tests_that_exist() -> None:
+    readme = (paths.REPOSITORY / "daemon" / "README.md").read_text()
+    section = readme.partition("## Faults")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    named = [re.findall(r"`([\w/.-]+\.(?:py|rs))::(\w+)`", row) for row in rows]
+    assert rows, "the table is gone"
+    assert all(named), "a row names no test"
+    missing = [
+        f"{path}::{name}"
+        for path, name in {test for tests in named for test in tests}
+        if not (paths.REPOSITORY / path).is_file()
+        or not re.search(rf"\b(def|fn) {name}\b", (paths.REPOSITORY / path).read_text())
+    ]
+    assert not missing, f"the table of faults in daemon/README.md names {missing}"
+
+
 def test_every_module_says_what_it_is() -> None:
     silent = [
         str(path)

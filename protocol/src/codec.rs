@@ -22,8 +22,22 @@ pub enum CodecError {
     #[error("bytes follow the message")]
     TrailingBytes,
     /// Not msgpack, or not one of the messages.
-    #[error("not a message of this protocol: {0}")]
-    Malformed(#[from] rmp_serde::decode::Error),
+    #[error("not a message of this protocol: {reason}")]
+    Malformed {
+        /// What is wrong, cut: it may show a number as long as f64 has.
+        reason: String,
+    },
+}
+
+/// Bytes of a reason. It is an answer to whoever sent the message, not a copy of it.
+const MAX_REASON_BYTES: usize = 200;
+
+impl From<rmp_serde::decode::Error> for CodecError {
+    fn from(error: rmp_serde::decode::Error) -> Self {
+        let mut reason = error.to_string();
+        reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+        Self::Malformed { reason }
+    }
 }
 
 /// Reads one request.
