@@ -10,7 +10,7 @@ use metal_rpc_kernels::{AttentionMetadata, KernelError};
 use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 
-use crate::models::ForwardInput;
+use crate::models::{ForwardInput, GroupInput};
 use crate::session::{TokenTable, ValidStep};
 
 /// One session's part of a forward.
@@ -118,15 +118,17 @@ impl Layout {
             input: ForwardInput {
                 token_ids,
                 positions: array(&self.positions),
-                slot_mapping: array(&self.slot_mapping),
-                attention: AttentionMetadata {
-                    block_table: Array::from_slice(
-                        &block_table,
-                        &[to_i32(num_reqs), to_i32(max_blocks)],
-                    ),
-                    query_start_loc: array(&self.query_start_loc),
-                    seq_lens: array(&self.seq_lens),
-                },
+                groups: vec![GroupInput {
+                    slot_mapping: array(&self.slot_mapping),
+                    attention: AttentionMetadata {
+                        block_table: Array::from_slice(
+                            &block_table,
+                            &[to_i32(num_reqs), to_i32(max_blocks)],
+                        ),
+                        query_start_loc: array(&self.query_start_loc),
+                        seq_lens: array(&self.seq_lens),
+                    },
+                }],
             },
             logits_indices,
         }

@@ -155,7 +155,7 @@ fn new_cache(
         .map_err(|error| refusal(ErrorCode::OutOfMemory, error.to_string()))?;
     let pool = BlockPool::new(num_blocks);
     Ok(ModelCache {
-        kv: KvCache { layers },
+        kv: KvCache::of_one_group(layers),
         pool,
         block_size,
         block_bytes,

@@ -3,7 +3,7 @@
 use metal_rpc_kernels as kernels;
 use mlx_rs::{Array, Dtype};
 
-/// The keys and values of one layer, `[num_blocks, block_size, num_kv_heads, head_dim]` each.
+/// The keys and values of one layer, or of several in different groups, `[num_blocks, block_size, num_kv_heads, head_dim]` each.
 ///
 /// Writes happen in place. This struct holds the only handles, so that whoever reads after a
 /// write reads its result: MLX then runs them in that order.
@@ -55,9 +55,47 @@ impl LayerCache {
     }
 }
 
-/// The cache of all layers of one model, in the order of its layers.
+/// The cache of all layers of one model.
+///
+/// Layers that vLLM puts into different groups share arrays: their blocks are numbered from one
+/// pool, so no two groups ever hold the same block.
 #[derive(Debug)]
 pub struct KvCache {
-    /// One entry per layer.
-    pub layers: Vec<LayerCache>,
+    /// The arrays; as many as the largest group has layers.
+    pub arrays: Vec<LayerCache>,
+    /// By layer: its array, and its group.
+    pub places: Vec<LayerPlace>,
+}
+
+/// Where a layer's keys and values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerPlace {
+    /// Index into [`KvCache::arrays`].
+    pub array: usize,
+    /// Index of its KV-cache group.
+    pub group: usize,
+}
+
+impl KvCache {
+    /// One group of all layers, each with an array of its own.
+    #[must_use]
+    pub fn of_one_group(arrays: Vec<LayerCache>) -> Self {
+        let places = (0..arrays.len()).map(|array| LayerPlace { array, group: 0 });
+        Self {
+            places: places.collect(),
+            arrays,
+        }
+    }
+
+    /// How many layers it has.
+    #[must_use]
+    pub fn num_layers(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The array of a layer, and the index of its group.
+    pub fn layer(&mut self, index: usize) -> (&mut LayerCache, usize) {
+        let LayerPlace { array, group } = self.places[index];
+        (&mut self.arrays[array], group)
+    }
 }

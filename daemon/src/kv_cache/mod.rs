@@ -11,4 +11,4 @@ pub mod layer;
 
 pub use block_map::{BlockError, BlockMap, SessionBlockId};
 pub use block_pool::{BlockPool, PoolBlockId};
-pub use layer::{KvCache, LayerCache};
+pub use layer::{KvCache, LayerCache, LayerPlace};

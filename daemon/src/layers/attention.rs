@@ -1,16 +1,22 @@
 //! Grouped-query attention over the paged cache.
 
-use metal_rpc_kernels::{self as kernels, AttentionParams, RopePairing};
+use metal_rpc_kernels::{self as kernels, AttentionParams};
 use mlx_rs::Array;
 
-use super::{Linear, Rope, RopeArgs};
-use crate::{
-    kv_cache::LayerCache,
-    models::{ForwardInput, ModelError, weights::Weights},
-};
+use super::{Linear, Norm, NormArgs, Rope, RopeArgs};
+use crate::models::{LayerInput, ModelError, weights::Weights};
 
-/// Dimensions of an [`Attention`].
-#[derive(Clone, Copy, Debug)]
+/// How queries and keys are normalised before they are turned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum QkNorm {
+    /// Each head by itself: Qwen 3, Gemma 3.
+    PerHead(NormArgs),
+    /// All heads as one row: OLMo 2.
+    AllHeads(NormArgs),
+}
+
+/// Dimensions and kind of an [`Attention`].
+#[derive(Clone, Debug)]
 pub struct AttentionArgs<'a> {
     /// Width of input and output.
     pub hidden_size: i32,
@@ -20,19 +26,34 @@ pub struct AttentionArgs<'a> {
     pub num_kv_heads: i32,
     /// Size of one head.
     pub head_dim: i32,
-    /// All four projections have a bias.
-    pub bias: bool,
-    /// How queries and keys are turned, over the whole head.
-    pub rope: &'a RopeArgs,
+    /// The checkpoint has one `qkv_proj`, not `q_proj`, `k_proj` and `v_proj`.
+    pub packed: bool,
+    /// The projections of queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// The projection of the output has a bias.
+    pub output_bias: bool,
+    /// `q_norm` and `k_norm`, if there are any.
+    pub qk_norm: Option<QkNorm>,
+    /// How queries and keys are turned; not at all in a layer without positions.
+    pub rope: Option<&'a RopeArgs>,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// A query sees this many keys at most, its own included.
+    pub sliding_window: Option<u32>,
+    /// Scores become `soft_cap * tanh(score / soft_cap)`.
+    pub soft_cap: Option<f32>,
+    /// Each head has a score that belongs to no key: `sinks`.
+    pub sinks: bool,
 }
 
-/// Projections, rope, cache and attention.
+/// Projections, norms, rope, cache and attention.
 #[derive(Debug)]
 pub struct Attention {
     /// Query, key and value read the same input, so they are one product.
     qkv: Linear,
     output: Linear,
-    rope: Rope,
+    norms: Option<QkNorms>,
+    rope: Option<Rope>,
     num_heads: i32,
     num_kv_heads: i32,
     head_dim: i32,
@@ -51,62 +72,140 @@ impl Attention {
     ) -> Result<Self, ModelError> {
         let query_width = args.num_heads * args.head_dim;
         let kv_width = args.num_kv_heads * args.head_dim;
-        let qkv = [
-            (format!("{name}.q_proj"), query_width),
-            (format!("{name}.k_proj"), kv_width),
-            (format!("{name}.v_proj"), kv_width),
-        ];
-        let output = [(format!("{name}.o_proj"), args.hidden_size)];
+        let part = |kind: &str, outputs: i32| (format!("{name}.{kind}"), outputs);
+        let qkv = match args.packed {
+            true => vec![part("qkv_proj", query_width + 2 * kv_width)],
+            false => vec![
+                part("q_proj", query_width),
+                part("k_proj", kv_width),
+                part("v_proj", kv_width),
+            ],
+        };
+        let output = [part("o_proj", args.hidden_size)];
+        let sinks = match args.sinks {
+            true => {
+                let sinks = weights.floats(&[part("sinks", args.num_heads)])?;
+                Some(Array::from_slice(&sinks, &[args.num_heads]))
+            }
+            false => None,
+        };
         Ok(Self {
-            qkv: Linear::load(&qkv, args.hidden_size, args.bias, weights)?,
-            output: Linear::load(&output, query_width, args.bias, weights)?,
-            rope: Rope::new(args.rope, args.head_dim, RopePairing::Halves),
+            qkv: Linear::load(&qkv, args.hidden_size, args.qkv_bias, weights)?,
+            output: Linear::load(&output, query_width, args.output_bias, weights)?,
+            norms: args
+                .qk_norm
+                .map(|norm| QkNorms::load(name, norm, args, weights))
+                .transpose()?,
+            rope: args.rope.map(Rope::new),
             num_heads: args.num_heads,
             num_kv_heads: args.num_kv_heads,
             head_dim: args.head_dim,
             params: AttentionParams {
-                scale: 1.0 / (args.head_dim as f32).sqrt(),
-                sliding_window: None,
-                soft_cap: None,
-                sinks: None,
+                scale: args.scale,
+                sliding_window: args.sliding_window,
+                soft_cap: args.soft_cap,
+                sinks,
             },
         })
     }
 
-    /// Writes this batch's keys and values, then attends to the whole context of each request.
+    /// Heads of keys and values.
+    #[must_use]
+    pub fn num_kv_heads(&self) -> i32 {
+        self.num_kv_heads
+    }
+
+    /// Size of one head.
+    #[must_use]
+    pub fn head_dim(&self) -> i32 {
+        self.head_dim
+    }
+
+    /// How many keys a query sees at most, if not all.
+    #[must_use]
+    pub fn sliding_window(&self) -> Option<u32> {
+        self.params.sliding_window
+    }
+
+    /// Writes this batch's keys and values, then attends to the context of each request.
     ///
     /// # Shapes
     /// - `x`: `[num_tokens, hidden_size]`; so is the result
     ///
     /// # Errors
-    /// If the shapes of `input` and `cache` do not fit each other.
-    pub fn forward(
-        &self,
-        x: &Array,
-        input: &ForwardInput,
-        cache: &mut LayerCache,
-    ) -> Result<Array, ModelError> {
+    /// If the shapes in `input` do not fit each other.
+    pub fn forward(&self, x: &Array, input: LayerInput<'_>) -> Result<Array, ModelError> {
         let num_tokens = x.dim(0);
         let heads = self.num_heads + 2 * self.num_kv_heads;
         let qkv = self.qkv.forward(x)?;
         let qkv = qkv.reshape(&[num_tokens, heads, self.head_dim])?;
         let ends = [self.num_heads, self.num_heads + self.num_kv_heads];
         let parts = qkv.split_at_indices(&ends, 1)?;
-        let [query, key, value] = parts.as_slice() else {
-            unreachable!("two indices split into three")
+        let [query, key, value] = <[Array; 3]>::try_from(parts).expect("two indices make three");
+        let (query, key) = match &self.norms {
+            Some(norms) => norms.forward(&query, &key)?,
+            None => (query, key),
         };
-        let query = self.rope.forward(query, &input.positions)?;
-        let key = self.rope.forward(key, &input.positions)?;
-        cache.write(&key, value, &input.slot_mapping)?;
+        let (query, key) = match &self.rope {
+            Some(rope) => (
+                rope.forward(&query, input.positions)?,
+                rope.forward(&key, input.positions)?,
+            ),
+            None => (query, key),
+        };
+        let LayerInput { group, cache, .. } = input;
+        cache.write(&key, &value, &group.slot_mapping)?;
         let attended = kernels::paged_attention(
             &query,
             cache.key(),
             cache.value(),
-            &input.attention,
+            &group.attention,
             &self.params,
         )?;
         let width = self.num_heads * self.head_dim;
         self.output
             .forward(&attended.reshape(&[num_tokens, width])?)
+    }
+}
+
+/// The norms of queries and keys.
+#[derive(Debug)]
+struct QkNorms {
+    query: Norm,
+    key: Norm,
+    all_heads: bool,
+}
+
+impl QkNorms {
+    fn load(
+        name: &str,
+        norm: QkNorm,
+        args: &AttentionArgs<'_>,
+        weights: &mut Weights<'_>,
+    ) -> Result<Self, ModelError> {
+        let (norm, all_heads) = match norm {
+            QkNorm::PerHead(norm) => (norm, false),
+            QkNorm::AllHeads(norm) => (norm, true),
+        };
+        let mut load = |kind: &str, heads: i32| {
+            let dim = args.head_dim * if all_heads { heads } else { 1 };
+            Norm::load(&format!("{name}.{kind}"), dim, norm, weights)
+        };
+        Ok(Self {
+            query: load("q_norm", args.num_heads)?,
+            key: load("k_norm", args.num_kv_heads)?,
+            all_heads,
+        })
+    }
+
+    fn forward(&self, query: &Array, key: &Array) -> Result<(Array, Array), ModelError> {
+        let norm = |norm: &Norm, x: &Array| {
+            if !self.all_heads {
+                return norm.forward(x);
+            }
+            let rows = x.reshape(&[x.dim(0), x.dim(1) * x.dim(2)])?;
+            Ok(norm.forward(&rows)?.reshape(x.shape())?)
+        };
+        Ok((norm(&self.query, query)?, norm(&self.key, key)?))
     }
 }

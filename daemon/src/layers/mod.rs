@@ -3,7 +3,9 @@
 //! Each layer knows the names of its tensors below a prefix, loads itself, and adds its nodes to
 //! MLX's graph when it is called. Which backend runs them is the kernels' affair.
 
+mod activation;
 mod attention;
+mod block;
 mod embedding;
 mod linear;
 mod mlp;
@@ -11,10 +13,12 @@ mod norm;
 mod rope;
 
 pub use self::{
-    attention::{Attention, AttentionArgs},
+    activation::Activation,
+    attention::{Attention, AttentionArgs, QkNorm},
+    block::{Block, DecoderBlock, DenseArgs, FeedForward, NormPlacement, ResidualArgs},
     embedding::Embedding,
     linear::Linear,
-    mlp::{Mlp, MlpArgs},
-    norm::RmsNorm,
+    mlp::{Mlp, MlpArgs, MlpInput},
+    norm::{Norm, NormArgs, NormKind},
     rope::{Rope, RopeArgs, RopeScaling},
 };

@@ -17,6 +17,10 @@ use crate::models::ModelError;
 /// Base and scaling of a rope.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeArgs {
+    /// Elements of a head that are turned; the others are kept.
+    pub rotary_dim: i32,
+    /// Which two elements turn together.
+    pub pairing: RopePairing,
     /// Base of the wavelengths: `rope_theta`.
     pub theta: f64,
     /// How a longer context than the trained one is reached.
@@ -72,14 +76,13 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// A rope over the first `rotary_dim` elements of a head.
+    /// The rope of a layer.
     #[must_use]
-    pub fn new(args: &RopeArgs, rotary_dim: i32, pairing: RopePairing) -> Self {
-        let inv_freq = args.inv_freq(rotary_dim);
+    pub fn new(args: &RopeArgs) -> Self {
         Self {
-            inv_freq: Array::from_slice(&inv_freq, &[rotary_dim / 2]),
+            inv_freq: Array::from_slice(&args.inv_freq(), &[args.rotary_dim / 2]),
             attention_factor: args.attention_factor(),
-            pairing,
+            pairing: args.pairing,
         }
     }
 
@@ -115,10 +118,10 @@ impl RopeArgs {
 
     /// Radians per token of each pair, `[rotary_dim / 2]`.
     #[must_use]
-    pub fn inv_freq(&self, rotary_dim: i32) -> Vec<f32> {
-        let dim = f64::from(rotary_dim);
+    pub fn inv_freq(&self) -> Vec<f32> {
+        let dim = f64::from(self.rotary_dim);
         let theta = single(self.theta);
-        let exponents = (0..rotary_dim).step_by(2);
+        let exponents = (0..self.rotary_dim).step_by(2);
         // Radians are the inverse of these.
         let waves = exponents.map(|index| theta.powf(single(f64::from(index)) / single(dim)));
         match self.scaling {

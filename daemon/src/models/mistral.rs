@@ -1,35 +1,42 @@
-//! Mistral 7B from version 0.2 on, and Nemo: Llama's blocks under another name.
-//!
-//! Version 0.1 attends through a sliding window, which is refused.
+//! Mistral 7B, Nemo, Small and the first Ministral: Llama's blocks, with a sliding window or not.
 //!
 //! # Source
 //! transformers 5.20 `models/mistral/modeling_mistral.py`, which is generated from Llama's.
 
-use std::path::Path;
-
-use super::{Config, Family, LoadOptions, Model, ModelError, llama};
+use super::{
+    Config, Family, Model, ModelArgs, ModelError,
+    args::Defaults,
+    decoder::{self, Decoder, DecoderArgs},
+    layer_types::{sliding_window, windows},
+    weights::Weights,
+};
 
 /// How the registry knows this family.
 pub const FAMILY: Family = Family {
     model_type: "mistral",
     architectures: &["MistralForCausalLM"],
+    args: |config| ModelArgs::from_config(config, &Defaults::LLAMA),
+    sanitize: decoder::sanitize,
     load,
 };
 
+/// What an absent window means; null means none.
+const DEFAULT_WINDOW: u32 = 4096;
+
 fn load(
     config: &Config,
-    folder: &Path,
-    options: LoadOptions<'_>,
+    args: ModelArgs,
+    weights: Weights<'_>,
 ) -> Result<Box<dyn Model>, ModelError> {
-    // An absent window is one of 4096: the default of transformers' `MistralConfig`.
-    if !config.is_null("sliding_window") {
-        return Err(ModelError::Unsupported {
-            key: "sliding_window",
-            value: config
-                .get("sliding_window")
-                .map_or("4096".to_owned(), ToString::to_string),
-            known: vec!["null"],
-        });
-    }
-    llama::load(config, folder, options)
+    let window = match config.is_null("sliding_window") {
+        true => None,
+        false => Some(sliding_window(config)?.unwrap_or(DEFAULT_WINDOW)),
+    };
+    let windows = windows(config, &args, window, |_| true)?;
+    let rope = args.rope(config, "full_attention")?;
+    Decoder::dense(&args, DecoderArgs::default(), weights, |layer| {
+        let mut block = args.dense(Some(&rope));
+        block.attention.sliding_window = windows[layer];
+        block
+    })
 }

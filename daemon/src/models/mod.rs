@@ -1,19 +1,18 @@
 //! Step 5: the model families, and how a checkpoint becomes one.
 //!
 //! # Layout
-//! - [`config`]: `config.json`, raw and resolved; `rope_args`: the rope in it
+//! - [`config`]: `config.json`, raw; [`args`]: resolved; `rope_args`, `layer_types`: parts of it
 //! - [`checkpoint`]: which tensors a folder holds; [`weights`]: tensors as arrays
-//! - one file per family, named as its `model_type`: [`llama`], [`mistral`]
+//! - `decoder`: embedding, blocks, norm and head, which all families have around their blocks
+//! - one file per family, named as its `model_type`
 //!
 //! # Adding a family
-//! 1. A file named as the `model_type`, in the order Args, Block, Model; what it shares with the
-//!    others comes from [`crate::layers`].
+//! 1. A file named as the `model_type`, in the order args, sanitize, load, block; what it shares
+//!    with the others comes from [`crate::layers`] and `decoder`.
 //! 2. A link to the reference implementation in its header.
 //! 3. A line in [`FAMILIES`].
-//! 4. A tiny checkpoint in `integration-tests/framework/models.py`.
-//! 5. A golden of its logits: a case in `tests/golden/make_model_goldens.py`, and its name in
-//!    `tests/models/logits.rs`.
-//! 6. A row in the README's table.
+//! 4. A row in `tests/golden/families.json`, whose tiny checkpoint is compared with transformers.
+//! 5. A row in the README's table.
 //!
 //! Nothing else may need to change; if it does, the seam is wrong.
 //!
@@ -21,17 +20,23 @@
 //! - No model file names a backend.
 //! - `sanitize` is the only place of a family where tensor names are changed or dropped.
 
+pub mod args;
 pub mod checkpoint;
 pub mod config;
 mod convert;
+mod decoder;
 mod dtype;
 mod error;
 mod file;
-pub mod llama;
+mod layer_types;
 pub mod loaded;
-pub mod mistral;
 mod rope_args;
 pub mod weights;
+
+pub mod llama;
+pub mod mistral;
+pub mod qwen2;
+pub mod qwen3;
 
 use std::{fmt::Debug, path::Path};
 
@@ -39,15 +44,12 @@ use metal_rpc_kernels::AttentionMetadata;
 use metal_rpc_protocol::KvCacheSpec;
 use mlx_rs::{Array, DeviceType};
 
-pub use self::{
-    config::{Config, ModelArgs},
-    dtype::Dtype,
-    error::ModelError,
-};
-use crate::kv_cache::KvCache;
+pub use self::{args::ModelArgs, config::Config, dtype::Dtype, error::ModelError};
+use self::{checkpoint::Checkpoint, weights::Weights};
+use crate::kv_cache::{KvCache, LayerCache};
 
-/// Loads the checkpoint in a folder whose configuration is read already.
-pub type LoadFn = fn(&Config, &Path, LoadOptions<'_>) -> Result<Box<dyn Model>, ModelError>;
+/// Builds a model from its configuration and its sanitized weights.
+pub type LoadFn = fn(&Config, ModelArgs, Weights<'_>) -> Result<Box<dyn Model>, ModelError>;
 
 /// A family: which checkpoints it is for, and how to load one.
 #[derive(Debug)]
@@ -56,12 +58,16 @@ pub struct Family {
     pub model_type: &'static str,
     /// The `architectures` that it runs.
     pub architectures: &'static [&'static str],
-    /// Loads a checkpoint of it.
+    /// Reads its dimensions.
+    pub args: fn(&Config) -> Result<ModelArgs, ModelError>,
+    /// Renames or drops tensors, so that the layers find what they know.
+    pub sanitize: fn(&ModelArgs, &mut Checkpoint),
+    /// Builds the model.
     pub load: LoadFn,
 }
 
 /// All families.
-pub const FAMILIES: &[Family] = &[llama::FAMILY, mistral::FAMILY];
+pub const FAMILIES: &[Family] = &[llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
 
 /// A model with its weights, ready to run.
 pub trait Model: Debug + Send {
@@ -108,10 +114,28 @@ pub struct ForwardInput {
     pub token_ids: Array,
     /// `[num_tokens]` i32, position of each token in its request.
     pub positions: Array,
+    /// Where the layers of each KV-cache group find keys and values.
+    pub groups: Vec<GroupInput>,
+}
+
+/// Where the layers of one KV-cache group find keys and values.
+#[derive(Debug)]
+pub struct GroupInput {
     /// `[num_tokens]` i32, pool slot of each token.
     pub slot_mapping: Array,
     /// Whose context each token attends to.
     pub attention: AttentionMetadata,
+}
+
+/// What one layer needs of a batch.
+#[derive(Debug)]
+pub struct LayerInput<'a> {
+    /// `[num_tokens]` i32, position of each token in its request.
+    pub positions: &'a Array,
+    /// The layer's KV-cache group.
+    pub group: &'a GroupInput,
+    /// Where the layer's keys and values are.
+    pub cache: &'a mut LayerCache,
 }
 
 /// How to load a checkpoint.
@@ -158,7 +182,11 @@ pub fn load(folder: &Path, options: LoadOptions<'_>) -> Result<Box<dyn Model>, M
     let config = Config::read(folder)?;
     let family = family(&config)?;
     config.check_architecture(family.architectures)?;
-    (family.load)(&config, folder, options)
+    let args = (family.args)(&config)?;
+    let mut checkpoint = Checkpoint::open(folder)?;
+    (family.sanitize)(&args, &mut checkpoint);
+    let weights = Weights::new(checkpoint, options)?;
+    (family.load)(&config, args, weights)
 }
 
 fn family(config: &Config) -> Result<&'static Family, ModelError> {

@@ -7,6 +7,7 @@
 //! Source: transformers 5.20 `modeling_rope_utils.py`, `standardize_rope_params` and the defaults of
 //! `_compute_*_parameters`.
 
+use metal_rpc_kernels::RopePairing;
 use serde_json::Value;
 
 use super::{
@@ -15,36 +16,38 @@ use super::{
 };
 use crate::layers::{RopeArgs, RopeScaling};
 
-/// transformers' `RotaryEmbeddingConfigMixin.default_theta`.
-const DEFAULT_THETA: f64 = 10_000.0;
+/// What is asked for, beside what stands in the file.
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    /// The kind of layers, as `layer_types` calls them.
+    pub(super) layer_type: &'a str,
+    /// Size of one head.
+    pub(super) head_dim: i32,
+    /// Tokens of the longest request that the checkpoint was made for.
+    pub(super) max_position_embeddings: i32,
+    /// `rope_theta` where it is absent.
+    pub(super) default_theta: f64,
+}
 
-/// What layers of `layer_type` (as `layer_types` calls them) turn queries and keys by.
+/// What layers of a kind turn queries and keys by.
 ///
 /// # Errors
 /// [`ModelError::Unsupported`] for a kind of scaling that we do not know, [`ModelError::Config`]
 /// for values that make no sense.
-pub(super) fn read(
-    config: &Config,
-    layer_type: &str,
-    max_position_embeddings: i32,
-) -> Result<RopeArgs, ModelError> {
+pub(super) fn read(config: &Config, request: &Request<'_>) -> Result<RopeArgs, ModelError> {
     let parameters = Parameters {
         config,
-        values: parameters(config, layer_type)?,
-        max_position_embeddings,
+        values: parameters(config, request.layer_type)?,
+        max_position_embeddings: request.max_position_embeddings,
     };
-    let theta = match parameters
-        .values
-        .and_then(|values| values.get("rope_theta"))
-    {
-        Some(value) => number("rope_theta", value)?,
-        None => match config.get("rope_theta") {
-            Some(value) => number("rope_theta", value)?,
-            None => DEFAULT_THETA,
-        },
+    let theta = match parameters.optional("rope_theta")? {
+        Some(theta) => Some(theta),
+        None => config.number("rope_theta")?,
     };
     Ok(RopeArgs {
-        theta: above("rope_theta", 1.0, theta)?,
+        rotary_dim: parameters.rotary_dim(request.head_dim)?,
+        pairing: RopePairing::Halves,
+        theta: above("rope_theta", 1.0, theta.unwrap_or(request.default_theta))?,
         scaling: parameters.scaling()?,
     })
 }
@@ -66,7 +69,7 @@ fn parameters<'a>(config: &'a Config, layer_type: &str) -> Result<Option<&'a Val
     }
     match values.get(layer_type) {
         Some(value) => Ok(Some(value)),
-        None => Err(invalid(key, "given for full_attention", Some(value))),
+        None => Err(invalid(key, "given for every layer type", Some(value))),
     }
 }
 
@@ -77,6 +80,25 @@ struct Parameters<'a> {
 }
 
 impl Parameters<'_> {
+    /// The share of the head that is turned, as transformers rounds it.
+    fn rotary_dim(&self, head_dim: i32) -> Result<i32, ModelError> {
+        const KEY: &str = "partial_rotary_factor";
+        let factor = match self.optional(KEY)? {
+            Some(factor) => factor,
+            None => self.config.number(KEY)?.unwrap_or(1.0),
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "at most `head_dim`")]
+        let rotary_dim = (f64::from(head_dim) * factor.clamp(0.0, 2.0)) as i32;
+        if rotary_dim > 0 && rotary_dim <= head_dim && rotary_dim % 2 == 0 {
+            return Ok(rotary_dim);
+        }
+        Err(ModelError::Config {
+            key: KEY,
+            rule: "an even share of head_dim",
+            value: factor.to_string(),
+        })
+    }
+
     fn scaling(&self) -> Result<RopeScaling, ModelError> {
         let rope_type = self.get("rope_type").or_else(|| self.get("type"));
         match rope_type.map_or(Some("default"), Value::as_str) {

@@ -90,6 +90,22 @@ impl<'a> Weights<'a> {
         self.take(parts, &[])
     }
 
+    /// Vectors as one, in f32 whatever the weights' dtype is: for what is computed with at load.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn floats(&mut self, parts: &[Part]) -> Result<Vec<f32>, ModelError> {
+        let sources = parts
+            .iter()
+            .map(|(name, rows)| self.source(name, *rows, &[]))
+            .collect::<Result<Vec<_>, _>>()?;
+        let floats = self.read::<f32>(&sources)?;
+        self.resident_bytes += size_of_val(floats.as_slice()) as u64;
+        self.read_bytes += sources.iter().map(|source| source.size_bytes).sum::<u64>();
+        (self.options.progress)(self.read_bytes, self.total_bytes);
+        Ok(floats)
+    }
+
     /// Ends the load: reports tensors that nothing took, once.
     ///
     /// Returns the bytes that the weights take in memory.

@@ -7,13 +7,12 @@ use mlx_rs::DeviceType;
 
 use crate::{
     checkpoint::{Copy, NORM, TIED},
-    support::{Chunk, Golden, Runner, folder, load},
+    support::{Chunk, Runner, folder, load},
 };
 
 fn logits(folder: &Path, dtype: Dtype) -> Vec<Vec<f32>> {
-    let token_ids = Golden::read(TIED).token_ids;
     let chunk = Chunk {
-        token_ids: &token_ids[..8],
+        token_ids: &[25, 40, 2, 6, 61, 28, 47, 19],
         num_computed: 0,
         blocks: &[1, 2],
     };

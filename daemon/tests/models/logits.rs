@@ -1,38 +1,49 @@
-//! The model families against transformers, and against themselves in other batches.
+//! The model families against their references, and against themselves in other batches.
 
-use crate::support::{Chunk, Golden, Runner, folder, load};
+use crate::families::{Golden, folder, rows};
+use crate::support::{Chunk, Runner, load};
 use metald::models::Dtype;
 
-const CHECKPOINTS: [&str; 5] = [
-    "llama-tied",
-    "llama-llama3",
-    "llama-biased",
-    "llama-yarn",
-    "mistral",
-];
+/// Tokens of a prompt; the golden's other tokens are its greedy continuation.
+const NUM_PROMPT_TOKENS: usize = 64;
 
 /// Blocks of one request: out of order and with gaps, so that a mistaken address shows.
-const BLOCKS: [i32; 10] = [7, 3, 19, 4, 11, 16, 1, 14, 9, 5];
-const OTHER_BLOCKS: [i32; 10] = [2, 18, 6, 20, 8, 10, 12, 13, 15, 17];
-const NUM_BLOCKS: i32 = 21;
-
-fn runner(name: &str, dtype: Dtype) -> Runner {
-    Runner::new(load(&folder(name), dtype).expect("load"), NUM_BLOCKS)
+fn blocks() -> Vec<i32> {
+    (0..24).map(|index| 1 + (index * 15 + 5) % 49).collect()
 }
 
-/// A prompt that starts at position 0, in one forward.
-fn whole(token_ids: &[i32]) -> Chunk<'_> {
-    Chunk {
-        token_ids,
-        num_computed: 0,
-        blocks: &BLOCKS,
+/// Blocks of another, beside them.
+fn other_blocks() -> Vec<i32> {
+    (24..48).map(|index| 1 + (index * 15 + 5) % 49).collect()
+}
+
+fn runner(name: &str, dtype: Dtype) -> Runner {
+    let model = load(&folder(name), dtype).unwrap_or_else(|error| panic!("{name}: {error}"));
+    Runner::new(model, 50)
+}
+
+/// The logits of tokens that are run in pieces.
+fn run(runner: &mut Runner, token_ids: &[i32], pieces: &[usize]) -> Vec<Vec<f32>> {
+    assert!(pieces.iter().sum::<usize>() == token_ids.len());
+    let mut logits = Vec::new();
+    for &len in pieces {
+        let num_computed = logits.len();
+        logits.extend(runner.run(&[Chunk {
+            token_ids: &token_ids[num_computed..num_computed + len],
+            num_computed,
+            blocks: &blocks(),
+        }]));
     }
+    logits
 }
 
 /// The largest difference, in units of the largest expected value.
 fn relative_error(actual: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
     assert_eq!(actual.len(), expected.len());
-    let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, f32::max);
+    let largest = |values: &mut dyn Iterator<Item = f32>| {
+        // A maximum that forgets no NaN.
+        values.fold(0.0, |max, value| if value <= max { max } else { value })
+    };
     let error = largest(
         &mut std::iter::zip(actual.iter().flatten(), expected.iter().flatten())
             .map(|(actual, expected)| (actual - expected).abs()),
@@ -49,82 +60,102 @@ fn bits(logits: &[Vec<f32>]) -> Vec<u32> {
         .collect()
 }
 
-fn check(name: &str, dtype: Dtype, tolerance: f32) {
+fn greedy(logits: &[f32]) -> i32 {
+    let best = (0..).zip(logits).max_by(|a, b| a.1.total_cmp(b.1));
+    best.expect("a vocabulary").0
+}
+
+/// Runs a golden's prompt in pieces, then continues it greedily, and compares every logit.
+fn check(name: &str, dtype: Dtype, pieces: &[usize], tolerance: f32) {
     let golden = Golden::read(name);
-    let logits = runner(name, dtype).run(&[whole(&golden.token_ids)]);
+    let mut runner = runner(name, dtype);
+    let prompt = &golden.token_ids[..NUM_PROMPT_TOKENS];
+    let mut logits = run(&mut runner, prompt, pieces);
+    for position in NUM_PROMPT_TOKENS..golden.token_ids.len() {
+        let token_id = match dtype {
+            Dtype::Float32 => greedy(&logits[position - 1]),
+            // Rounding may part the greedy ways.
+            Dtype::Float16 | Dtype::Bfloat16 => golden.token_ids[position],
+        };
+        assert_eq!(token_id, golden.token_ids[position], "{name} at {position}");
+        logits.extend(runner.run(&[Chunk {
+            token_ids: &[token_id],
+            num_computed: position,
+            blocks: &blocks(),
+        }]));
+    }
     let error = relative_error(&logits, &golden.logits);
     assert!(error < tolerance, "{name} as {dtype}: error {error}");
 }
 
 #[test]
-fn logits_are_those_of_transformers() {
-    for name in CHECKPOINTS {
-        // f32 on both sides: two layers of sums of at most 64 products, in another order.
-        check(name, Dtype::Float32, 1e-5);
-        // The stored weights are exact in bf16; keys and values are rounded to 8 bits.
-        check(name, Dtype::Bfloat16, 2e-2);
-        // And to 11 bits.
-        check(name, Dtype::Float16, 2.5e-3);
+fn logits_and_greedy_tokens_are_those_of_the_reference() {
+    for row in rows() {
+        // Sums of at most 128 products on both sides, in another order; measured below 3e-6.
+        for pieces in [&[64][..], &[1, 7, 16, 40], &[33, 31]] {
+            check(&row.name, Dtype::Float32, pieces, 2e-5);
+        }
     }
 }
 
 #[test]
-#[should_panic(expected = "llama-tied as float32: error")]
+fn logits_in_half_precision_are_close() {
+    for row in rows() {
+        // Weights, keys and values are rounded to 8 bits, and to 11.
+        check(&row.name, Dtype::Bfloat16, &[64], 6e-2);
+        check(&row.name, Dtype::Float16, &[64], 8e-3);
+    }
+}
+
+#[test]
+#[should_panic(expected = "llama as float32: error")]
 fn a_difference_is_noticed() {
-    check("llama-tied", Dtype::Float32, 1e-9);
+    check("llama", Dtype::Float32, &[64], 1e-9);
 }
 
 #[test]
 fn a_prompt_in_chunks_gives_the_same_bits() {
-    for name in CHECKPOINTS {
-        let golden = Golden::read(name);
-        let expected = bits(&runner(name, Dtype::Bfloat16).run(&[whole(&golden.token_ids)]));
-        // One by one; around block borders; and a long one in the middle.
-        for lens in [vec![1; 37], vec![3, 1, 1, 4, 7, 1, 20], vec![2, 33, 2]] {
-            let mut runner = runner(name, Dtype::Bfloat16);
-            let mut logits = Vec::new();
-            for len in lens {
-                let num_computed = logits.len();
-                let token_ids = &golden.token_ids[num_computed..num_computed + len];
-                let chunk = Chunk {
-                    num_computed,
-                    ..whole(token_ids)
-                };
-                logits.extend(runner.run(&[chunk]));
-            }
-            assert!(bits(&logits) == expected, "{name}");
+    for row in rows() {
+        let token_ids = &Golden::read(&row.name).token_ids[..37];
+        let all = |pieces: &[usize]| {
+            bits(&run(
+                &mut runner(&row.name, Dtype::Bfloat16),
+                token_ids,
+                pieces,
+            ))
+        };
+        let expected = all(&[37]);
+        // One by one; around the borders of blocks of 4; and a long one in the middle.
+        for pieces in [vec![1; 37], vec![3, 1, 1, 4, 7, 1, 20], vec![2, 33, 2]] {
+            assert!(all(&pieces) == expected, "{}", row.name);
         }
     }
 }
 
 #[test]
 fn a_request_gets_the_same_bits_in_company() {
-    for name in CHECKPOINTS {
-        let golden = Golden::read(name);
-        let (prompt, last) = golden.token_ids.split_at(30);
-        let other: Vec<i32> = golden.token_ids.iter().rev().copied().collect();
-        let alone = runner(name, Dtype::Bfloat16).run(&[whole(&golden.token_ids)]);
+    for row in rows() {
+        let golden = Golden::read(&row.name);
+        let token_ids = &golden.token_ids[..37];
+        let (prompt, last) = token_ids.split_at(30);
+        let other: Vec<i32> = token_ids.iter().rev().copied().collect();
+        let (blocks, other_blocks) = (blocks(), other_blocks());
+        let chunk = |token_ids, num_computed| Chunk {
+            token_ids,
+            num_computed,
+            blocks: &blocks,
+        };
+        let other_chunk = |token_ids, num_computed| Chunk {
+            token_ids,
+            num_computed,
+            blocks: &other_blocks,
+        };
+        let alone = runner(&row.name, Dtype::Bfloat16).run(&[chunk(token_ids, 0)]);
 
-        let mut runner = runner(name, Dtype::Bfloat16);
-        let first = runner.run(&[
-            Chunk {
-                blocks: &OTHER_BLOCKS,
-                ..whole(&other[..19])
-            },
-            whole(prompt),
-        ]);
-        let second = runner.run(&[
-            Chunk {
-                num_computed: prompt.len(),
-                ..whole(last)
-            },
-            Chunk {
-                num_computed: 19,
-                blocks: &OTHER_BLOCKS,
-                ..whole(&other[19..20])
-            },
-        ]);
+        let mut runner = runner(&row.name, Dtype::Bfloat16);
+        let first = runner.run(&[other_chunk(&other[..19], 0), chunk(prompt, 0)]);
+        let second = runner.run(&[chunk(last, 30), other_chunk(&other[19..20], 19)]);
         let merged = [&first[19..], &second[..last.len()]].concat();
-        assert!(bits(&merged) == bits(&alone), "{name}");
+        assert!(bits(&merged) == bits(&alone), "{}", row.name);
     }
 }

@@ -1,6 +1,7 @@
 //! The model families: what they load, what they refuse, and what they compute.
 
 mod checkpoint;
+mod families;
 mod load;
 mod logits;
 mod refused;

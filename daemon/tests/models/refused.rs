@@ -65,7 +65,7 @@ fn configs_that_cannot_be_run_are_refused() {
             "model_type",
             json!("mamba"),
             UnsupportedModel,
-            &["model_type mamba", "supported: llama, mistral"],
+            &["model_type mamba", "supported: llama, mistral, qwen2"],
         ),
         (
             "model_type",
@@ -99,9 +99,9 @@ fn configs_that_cannot_be_run_are_refused() {
         ),
         (
             "hidden_act",
-            json!("gelu"),
+            json!("relu2"),
             UnsupportedModel,
-            &["gelu", "silu"],
+            &["relu2", "silu"],
         ),
     ];
     for (key, value, code, parts) in cases {
@@ -109,16 +109,15 @@ fn configs_that_cannot_be_run_are_refused() {
         copy.config[key] = value;
         refused(copy.write(), code, parts);
     }
-    let mut copy = Copy::of("mistral");
-    copy.config["sliding_window"] = json!(512);
-    let parts = ["sliding_window 512 is not supported"];
-    refused(copy.write(), UnsupportedModel, &parts);
-    copy.config
-        .as_object_mut()
-        .expect("object")
-        .remove("sliding_window");
-    let parts = ["sliding_window 4096 is not supported"];
-    refused(copy.write(), UnsupportedModel, &parts);
+    let mut copy = Copy::of(TIED);
+    copy.config["model_type"] = json!("mistral");
+    copy.config["architectures"] = Value::Null;
+    copy.config["sliding_window"] = json!(0);
+    refused(
+        copy.write(),
+        InvalidModel,
+        &["sliding_window must be above 0"],
+    );
 
     let copy = Copy::of(TIED);
     copy.write();

@@ -5,33 +5,18 @@ use std::path::{Path, PathBuf};
 use metal_rpc_kernels::AttentionMetadata;
 use metald::{
     kv_cache::{KvCache, LayerCache},
-    models::{self, Dtype, ForwardInput, LoadOptions, Model, ModelError},
+    models::{self, Dtype, ForwardInput, GroupInput, LoadOptions, Model, ModelError},
 };
 use mlx_rs::{Array, DeviceType};
-use serde::Deserialize;
 
 /// Tokens in a block: small, so that every prompt crosses several borders.
 pub(crate) const BLOCK_SIZE: i32 = 4;
-
-/// A tiny checkpoint with what transformers computes with it.
-#[derive(Deserialize)]
-pub(crate) struct Golden {
-    pub(crate) token_ids: Vec<i32>,
-    pub(crate) logits: Vec<Vec<f32>>,
-}
 
 /// The folder of a stored checkpoint.
 pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(name)
-}
-
-impl Golden {
-    pub(crate) fn read(name: &str) -> Self {
-        let text = std::fs::read(folder(name).join("golden.json")).expect("golden");
-        serde_json::from_slice(&text).expect("golden")
-    }
 }
 
 /// Loads on the CPU with memory to spare.
@@ -74,7 +59,7 @@ impl Runner {
         let layers = model.kv_cache_specs().iter().map(layer).collect();
         Self {
             model,
-            cache: KvCache { layers },
+            cache: KvCache::of_one_group(layers),
         }
     }
 
@@ -119,11 +104,13 @@ fn input(chunks: &[Chunk<'_>]) -> ForwardInput {
     ForwardInput {
         token_ids: vector(&token_ids),
         positions: vector(&positions),
-        slot_mapping: vector(&slots),
-        attention: AttentionMetadata {
-            block_table: Array::from_slice(&table, &shape),
-            query_start_loc: vector(&starts),
-            seq_lens: vector(&seq_lens),
-        },
+        groups: vec![GroupInput {
+            slot_mapping: vector(&slots),
+            attention: AttentionMetadata {
+                block_table: Array::from_slice(&table, &shape),
+                query_start_loc: vector(&starts),
+                seq_lens: vector(&seq_lens),
+            },
+        }],
     }
 }

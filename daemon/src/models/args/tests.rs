@@ -1,11 +1,12 @@
 //! Many short configurations.
 
-use serde_json::json;
+use metal_rpc_kernels::RopePairing;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::layers::RopeScaling;
 
-fn parse(changes: &Value) -> Result<ModelArgs, ModelError> {
+fn config(changes: &Value) -> Config {
     let mut config = json!({
         "model_type": "llama",
         "vocab_size": 100,
@@ -18,8 +19,15 @@ fn parse(changes: &Value) -> Result<ModelArgs, ModelError> {
     for (key, value) in changes.as_object().expect("an object") {
         config[key] = value.clone();
     }
-    let config = Config::from_json(config.to_string().as_bytes(), "config.json".into())?;
-    ModelArgs::from_config(&config)
+    Config::from_json(config.to_string().as_bytes(), "config.json".into()).expect("an object")
+}
+
+fn parse(changes: &Value) -> Result<ModelArgs, ModelError> {
+    ModelArgs::from_config(&config(changes), &Defaults::LLAMA)
+}
+
+fn parse_rope(changes: &Value) -> Result<RopeArgs, ModelError> {
+    parse(changes)?.rope(&config(changes), "full_attention")
 }
 
 #[test]
@@ -34,14 +42,13 @@ fn absent_keys_have_the_defaults_of_transformers() {
         num_kv_heads: 4,
         head_dim: 16,
         max_position_embeddings: 2048,
-        rms_norm_eps: 1e-6,
-        tie_word_embeddings: false,
-        attention_bias: false,
-        mlp_bias: false,
-        rope: RopeArgs {
-            theta: 10000.0,
-            scaling: RopeScaling::None,
+        norm: NormArgs {
+            kind: NormKind::Rms,
+            eps: 1e-6,
         },
+        activation: Activation::Silu,
+        tie_word_embeddings: false,
+        default_rope_theta: 10_000.0,
     };
     assert_eq!(parse(&json!({})).expect("args"), expected);
     let nulls = json!({
@@ -69,20 +76,16 @@ fn present_keys_are_taken() {
         args.hidden_size == 65
     });
     check(json!({ "rms_norm_eps": 1e-5 }), |args| {
-        args.rms_norm_eps == 1e-5
+        args.norm.eps == 1e-5
     });
     check(json!({ "tie_word_embeddings": true }), |args| {
         args.tie_word_embeddings
     });
-    check(json!({ "attention_bias": true }), |args| {
-        args.attention_bias && !args.mlp_bias
+    check(json!({ "hidden_act": "swish" }), |args| {
+        args.activation == Activation::Silu
     });
-    check(json!({ "mlp_bias": true }), |args| {
-        args.mlp_bias && !args.attention_bias
-    });
-    check(json!({ "hidden_act": "swish" }), |_| true);
-    check(json!({ "rope_theta": 500000 }), |args| {
-        args.rope.theta == 500_000.0
+    check(json!({ "hidden_act": "gelu_pytorch_tanh" }), |args| {
+        args.activation == Activation::GeluTanh
     });
 }
 
@@ -90,8 +93,14 @@ fn present_keys_are_taken() {
 fn rope_is_read_in_every_spelling() {
     let linear = |factor| RopeScaling::Linear { factor };
     let check = |changes: Value, theta: f64, scaling: RopeScaling| {
-        let rope = parse(&changes).expect("args").rope;
-        assert_eq!(rope, RopeArgs { theta, scaling }, "{changes}");
+        let rope = parse_rope(&changes).expect("args");
+        let expected = RopeArgs {
+            rotary_dim: 16,
+            pairing: RopePairing::Halves,
+            theta,
+            scaling,
+        };
+        assert_eq!(rope, expected, "{changes}");
     };
     let old = json!({ "rope_theta": 5e5, "rope_scaling": { "rope_type": "linear", "factor": 2 } });
     check(old, 5e5, linear(2.0));
@@ -110,12 +119,18 @@ fn rope_is_read_in_every_spelling() {
     check(nested, 1e6, linear(3.0));
     let empty = json!({ "rope_theta": 9e4, "rope_parameters": {} });
     check(empty, 9e4, RopeScaling::None);
+    let partial = json!({ "rope_parameters": { "partial_rotary_factor": 0.25 } });
+    assert_eq!(parse_rope(&partial).expect("args").rotary_dim, 4);
+    let partial = json!({ "partial_rotary_factor": 0.5 });
+    assert_eq!(parse_rope(&partial).expect("args").rotary_dim, 8);
 }
 
 #[test]
 fn broken_rules_are_named() {
     let check = |changes: Value, part: &str| {
-        let error = parse(&changes).expect_err("must be refused").to_string();
+        let error = parse_rope(&changes)
+            .expect_err("must be refused")
+            .to_string();
         assert!(
             error.contains(part),
             "{changes} gives {error:?}, not {part:?}"
@@ -150,6 +165,11 @@ fn broken_rules_are_named() {
     check(
         json!({ "hidden_act": "relu" }),
         "hidden_act relu is not supported; supported: silu",
+    );
+    check(json!({ "hidden_act": 1 }), "hidden_act must be a string");
+    check(
+        json!({ "partial_rotary_factor": 0.2 }),
+        "partial_rotary_factor must be an even share of head_dim, but is 0.2",
     );
     check(
         json!({ "rope_theta": "big" }),
@@ -188,19 +208,18 @@ fn broken_rules_are_named() {
     } });
     check(blend, "high_freq_factor must be above low_freq_factor");
     let nested = json!({ "rope_parameters": { "sliding_attention": { "rope_type": "default" } } });
-    check(nested, "rope_parameters must be given for full_attention");
+    check(nested, "rope_parameters must be given for every layer type");
 }
 
 #[test]
 fn frequencies_are_those_of_transformers() {
-    #[derive(Deserialize)]
+    #[derive(serde::Deserialize)]
     struct Golden {
         cases: Vec<Case>,
     }
-    #[derive(Deserialize)]
+    #[derive(serde::Deserialize)]
     struct Case {
         config: Value,
-        head_dim: i32,
         inv_freq: Vec<f32>,
         attention_factor: f32,
     }
@@ -208,8 +227,8 @@ fn frequencies_are_those_of_transformers() {
     let golden: Golden = serde_json::from_str(golden).expect("golden");
     assert_eq!(golden.cases.len(), 13);
     for case in golden.cases {
-        let rope = parse(&case.config).expect("args").rope;
-        let inv_freq = rope.inv_freq(case.head_dim);
+        let rope = parse_rope(&case.config).expect("args");
+        let inv_freq = rope.inv_freq();
         assert_eq!(inv_freq.len(), case.inv_freq.len());
         for (actual, expected) in inv_freq.iter().zip(&case.inv_freq) {
             // Two powers that may differ by an ulp, and at most three roundings after each.

@@ -1,0 +1,99 @@
+"""Writes a tiny random checkpoint per row of `families.json`, and what its reference makes of it.
+
+`python make_families.py FOLDER` writes `FOLDER/NAME/` with `config.json` and `model.safetensors`,
+as transformers saves them, and `golden.safetensors`: `token_ids` [96], 64 random ones and 32 greedy
+ones after them, and `logits` [96, vocab_size] in float32.
+
+The test `families` runs this once and keeps the folder until this file or the table changes.
+"""
+
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+# What every row has, unless it says otherwise.
+SHARED: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+NUM_PROMPT_TOKENS = 64
+NUM_TOKENS = 96
+# Least distance of the best two logits, in units of the largest: a greedy token must not hang on
+# the order of a sum.
+MIN_GAP = 1e-3
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Draws all parameters; those of norms around what leaves their input as it is."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = "norm" in name and name.endswith("weight")
+            stored_without_one = type(model).__name__.startswith("Gemma")
+            parameter.normal_(1.0 if is_norm and not stored_without_one else 0.0, 0.25)
+
+
+@torch.no_grad()
+def run(model: torch.nn.Module, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Continues a prompt greedily.
+
+    Every forward has all the tokens that there will be, so that frequencies which depend on the
+    length are the same in all of them; attention is causal, so the later ones do not matter.
+
+    Returns:
+        All tokens, the logits of each, and the least distance of the best two logits.
+    """
+    token_ids = torch.zeros(1, NUM_TOKENS, dtype=torch.int64)
+    token_ids[0, : len(prompt)] = prompt
+    gap = float("inf")
+    for position in range(len(prompt), NUM_TOKENS):
+        best = model(token_ids, use_cache=False).logits[0, position - 1].topk(2)
+        token_ids[0, position] = best.indices[0]
+        gap = min(gap, float(best.values[0] - best.values[1]))
+    logits = model(token_ids, use_cache=False).logits[0]
+    return token_ids[0], logits, gap / float(logits.abs().max())
+
+
+def write(folder: Path, row: dict[str, Any]) -> None:
+    """Writes the checkpoint of one row, and its golden."""
+    # The constructor changes the dictionaries that it is given.
+    keys = json.loads(json.dumps(SHARED | row["config"]))
+    config = AutoConfig.for_model(row["model_type"], **keys)
+    for seed in range(100):
+        torch.manual_seed(zlib.crc32(f"{row['name']} {seed}".encode()))
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        randomize(model)
+        prompt = torch.randint(config.vocab_size, (NUM_PROMPT_TOKENS,))
+        token_ids, logits, gap = run(model, prompt)
+        if gap > MIN_GAP:
+            break
+    else:
+        sys.exit(f"{row['name']}: no seed gives {MIN_GAP} between the best two logits")
+    model.save_pretrained(folder)
+    golden = {"token_ids": token_ids.to(torch.int32), "logits": logits.contiguous()}
+    save_file(golden, folder / "golden.safetensors")
+
+
+def main() -> None:
+    """Writes all rows below the folder that the command line names."""
+    rows = json.loads(Path(__file__).with_name("families.json").read_text())
+    for row in rows:
+        write(Path(sys.argv[1]) / row["name"], row)
+
+
+if __name__ == "__main__":
+    main()

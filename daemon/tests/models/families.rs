@@ -1,0 +1,117 @@
+//! The table of families, and a tiny checkpoint of each, made by its reference implementation.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use metald::models::FAMILIES;
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+const TABLE: &str = include_str!("../golden/families.json");
+const SCRIPT: &str = include_str!("../golden/make_families.py");
+
+/// A row of `tests/golden/families.json`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Row {
+    /// Name of the checkpoint, which starts with the family's.
+    pub(crate) name: String,
+    model_type: String,
+}
+
+/// What the reference makes of a checkpoint.
+pub(crate) struct Golden {
+    /// A prompt of 64 tokens, and its greedy continuation.
+    pub(crate) token_ids: Vec<i32>,
+    /// Of every token.
+    pub(crate) logits: Vec<Vec<f32>>,
+}
+
+pub(crate) fn rows() -> Vec<Row> {
+    serde_json::from_str(TABLE).expect("a table")
+}
+
+/// The folder of a row's checkpoint. The first call after a change makes those of all rows.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(make).join(name)
+}
+
+fn make() -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    (TABLE, SCRIPT).hash(&mut hasher);
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = cache.join(format!("families-{:016x}", hasher.finish()));
+    if folder.is_dir() {
+        return folder;
+    }
+    // Whole or absent, whoever else makes it meanwhile.
+    let unfinished = tempfile::tempdir_in(cache).expect("folder").keep();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let python = root.join(".venv/bin/python");
+    let output = Command::new(&python)
+        .arg(root.join("daemon/tests/golden/make_families.py"))
+        .arg(&unfinished)
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}; run scripts/setup", python.display()));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "make_families.py failed: {log}");
+    if fs::rename(&unfinished, &folder).is_err() {
+        fs::remove_dir_all(&unfinished).expect("another process has made them");
+    }
+    folder
+}
+
+impl Golden {
+    pub(crate) fn read(name: &str) -> Self {
+        let bytes = fs::read(folder(name).join("golden.safetensors")).expect("golden");
+        let tensors = SafeTensors::deserialize(&bytes).expect("golden");
+        let words = |name: &str| -> Vec<u32> {
+            let tensor = tensors.tensor(name).expect("golden");
+            let words = tensor.data().as_chunks::<4>().0.iter();
+            words.copied().map(u32::from_le_bytes).collect()
+        };
+        let token_ids: Vec<i32> = words("token_ids")
+            .into_iter()
+            .map(u32::cast_signed)
+            .collect();
+        let logits = words("logits");
+        let vocab_size = logits.len() / token_ids.len();
+        Self {
+            logits: logits
+                .chunks(vocab_size)
+                .map(|row| row.iter().copied().map(f32::from_bits).collect())
+                .collect(),
+            token_ids,
+        }
+    }
+}
+
+/// The names in the second column of the README's table of families.
+fn readme() -> BTreeSet<&'static str> {
+    let readme = include_str!("../../../README.md");
+    let table = readme.split("| family | `model_type` |").nth(1);
+    let rows = table.expect("a table of families").lines().skip(2);
+    rows.take_while(|line| line.starts_with('|'))
+        .filter_map(|line| line.split('|').nth(2))
+        .flat_map(|names| names.split(','))
+        .map(|name| name.trim().trim_matches('`'))
+        .collect()
+}
+
+#[test]
+fn every_family_is_known_tested_and_documented() {
+    let known: BTreeSet<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+    let rows = rows();
+    let tested: BTreeSet<&str> = rows.iter().map(|row| row.model_type.as_str()).collect();
+    assert_eq!(tested, known, "tests/golden/families.json");
+    assert_eq!(readme(), known, "README.md");
+    for row in &rows {
+        assert!(row.name.starts_with(&row.model_type), "{row:?}");
+    }
+}
