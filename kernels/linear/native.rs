@@ -3,9 +3,9 @@
 use std::ffi::CStr;
 
 use crate::{
-    element::{Float, FloatType, with_float_type},
+    element::{FloatType, with_float_type},
     node::{HostKernel, View},
-    product::{Dense, Group, Product, Span},
+    product::{Dense, Group, Product, Span, add_bias},
 };
 
 /// `x` `[rows, inputs]`, `weight` `[outputs, inputs]`, optional `bias` `[outputs]` -> `y`.
@@ -38,18 +38,7 @@ impl HostKernel for Linear {
             .compute(y);
         });
         if let Some(bias) = self.bias {
-            with_float_type!(bias, B => self.add_bias(inputs[2].as_slice::<B>(), y));
-        }
-    }
-}
-
-impl Linear {
-    fn add_bias<B: Float>(&self, bias: &[B], y: &mut [f32]) {
-        assert!(bias.len() == self.outputs);
-        for row in y.chunks_exact_mut(self.outputs.max(1)) {
-            for (value, bias) in row.iter_mut().zip(bias) {
-                *value += bias.to_f32();
-            }
+            with_float_type!(bias, B => add_bias(inputs[2].as_slice::<B>(), y));
         }
     }
 }

@@ -24,6 +24,8 @@ unsafe impl Scalar for f16 {}
 unsafe impl Scalar for i32 {}
 // SAFETY: as above.
 unsafe impl Scalar for u32 {}
+// SAFETY: as above.
+unsafe impl Scalar for u8 {}
 
 /// A floating-point type of weights and caches. Arithmetic is always in f32.
 pub(crate) trait Float: Scalar {

@@ -42,6 +42,8 @@ mod expert_linear;
 mod linear;
 #[path = "../paged_attention/mod.rs"]
 mod paged_attention;
+#[path = "../quantized_linear/mod.rs"]
+mod quantized_linear;
 #[path = "../reshape_and_cache/mod.rs"]
 mod reshape_and_cache;
 #[path = "../rms_norm/mod.rs"]
@@ -62,8 +64,9 @@ pub use dispatch::{Dispatched, ExpertGroups, combine, dispatch};
 pub use error::{KernelError, Result};
 pub use expert_linear::expert_linear;
 pub use linear::linear;
-pub use memory::{data_ptr, is_available, reader, reserve, to_vec_f32, to_vec_i32, wait};
+pub use memory::{data_ptr, filled, is_available, reader, reserve, to_vec_f32, to_vec_i32, wait};
 pub use paged_attention::{AttentionMetadata, AttentionParams, paged_attention};
+pub use quantized_linear::{QuantizedFormat, QuantizedMatrix, quantized_linear, quantized_rows};
 pub use reshape_and_cache::reshape_and_cache;
 pub use rms_norm::rms_norm;
 pub use rope::{RopePairing, rope};

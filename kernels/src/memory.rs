@@ -2,7 +2,12 @@
 
 use mlx_rs::{Array, Dtype};
 
-use crate::{check::Arguments, element::Scalar, error::Result, ffi};
+use crate::{
+    check::Arguments,
+    element::Scalar,
+    error::{KernelError, Result},
+    ffi,
+};
 
 /// An array of zeros whose memory the system hands out on first touch, and takes back on drop.
 ///
@@ -15,6 +20,25 @@ use crate::{check::Arguments, element::Scalar, error::Result, ffi};
 #[track_caller]
 pub fn reserve(shape: &[i32], dtype: Dtype) -> Result<Array> {
     ffi::reserve(shape, dtype)
+}
+
+/// An array of which `fill` writes the bytes, zeros before. They are never in memory twice.
+///
+/// # Errors
+/// As [`reserve`], or what `fill` says.
+#[track_caller]
+pub fn filled<E: From<KernelError>>(
+    shape: &[i32],
+    dtype: Dtype,
+    fill: impl FnOnce(&mut [u8]) -> std::result::Result<(), E>,
+) -> std::result::Result<Array, E> {
+    let array = reserve(shape, dtype)?;
+    let view = ffi::data(&array)?;
+    if view.size_bytes > 0 {
+        // SAFETY: host memory of the array, initialised, which nothing else refers to yet.
+        fill(unsafe { std::slice::from_raw_parts_mut(view.data.cast(), view.size_bytes) })?;
+    }
+    Ok(array)
 }
 
 /// A second handle of a scheduled array, for [`wait`] and [`to_vec_i32`] on another thread.

@@ -9,10 +9,11 @@
 //! Both ways add in the same order (see `dot.rs`), so a row's bits do not depend on the rows beside
 //! it, nor on how they are grouped.
 
+mod bias;
 mod block;
 mod dense;
 
-pub(crate) use self::dense::Dense;
+pub(crate) use self::{bias::add_bias, dense::Dense};
 
 use self::block::{BLOCK_OUTPUTS, BLOCK_ROWS, Block};
 use crate::{

@@ -15,8 +15,11 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod packed;
 
 use half::{bf16, f16};
+
+use self::packed::{E2M1, unpack};
 
 /// Number of f32 values in a [`Lanes`].
 pub(crate) const LANES: usize = 8;
@@ -39,6 +42,31 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// Eight elements are readable at `ptr`.
     unsafe fn load_f16(ptr: *const f16) -> Self;
+
+    /// Eight unsigned integers of `BITS` bits (at most 8), one after the other from the lowest bit
+    /// on, as MLX packs them.
+    ///
+    /// # Safety
+    /// `BITS` bytes are readable at `ptr`.
+    #[inline(always)]
+    unsafe fn load_packed<const BITS: usize>(ptr: *const u8) -> Self {
+        // SAFETY: the caller's promise.
+        let integers = unsafe { unpack::<BITS>(ptr) };
+        // SAFETY: the array has eight elements.
+        unsafe { Self::load(integers.map(f32::from).as_ptr()) }
+    }
+
+    /// Eight values of the 4-bit floating-point format E2M1, the first in the lowest bits.
+    ///
+    /// # Safety
+    /// Four bytes are readable at `ptr`.
+    #[inline(always)]
+    unsafe fn load_e2m1(ptr: *const u8) -> Self {
+        // SAFETY: the caller's promise.
+        let codes = unsafe { unpack::<4>(ptr) };
+        // SAFETY: the array has eight elements.
+        unsafe { Self::load(codes.map(|code| E2M1[usize::from(code)]).as_ptr()) }
+    }
 
     /// # Safety
     /// Eight elements are writable at `ptr`.

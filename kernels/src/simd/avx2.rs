@@ -1,18 +1,24 @@
 //! Lanes of AVX2, FMA and F16C.
 
 use std::arch::x86_64::{
-    __m128i, __m256, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_add_ps,
-    _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_shuffle_ps,
-    _mm256_add_epi32, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_slli_epi32, _mm256_storeu_ps,
+    __m128i, __m256, __m256i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0,
+    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps,
+    _mm_prefetch, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
+    _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32,
+    _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps,
+    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_permutevar8x32_ps,
+    _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi32,
+    _mm256_setr_epi64x, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_srlv_epi32, _mm256_srlv_epi64,
+    _mm256_storeu_ps,
 };
 
 use half::{bf16, f16};
 
-use super::{Lanes, Operation};
+use super::{
+    Lanes, Operation,
+    packed::{E2M1, packed_word},
+};
 
 /// # Safety
 /// The CPU has AVX2, FMA and F16C.
@@ -23,6 +29,49 @@ pub(super) unsafe fn run<O: Operation>(operation: O) -> O::Output {
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(__m256);
+
+/// Eight integers of `BITS` bits.
+///
+/// # Safety
+/// `BITS` bytes are readable at `ptr`, and the CPU has AVX2.
+#[inline(always)]
+unsafe fn integers<const BITS: usize>(ptr: *const u8) -> __m256i {
+    // SAFETY: the caller's promises.
+    unsafe {
+        if BITS == 8 {
+            return _mm256_cvtepu8_epi32(_mm_loadl_epi64(ptr.cast::<__m128i>()));
+        }
+        let mask = _mm256_set1_epi32((1 << BITS) - 1);
+        _mm256_and_si256(shifted::<BITS>(packed_word::<BITS>(ptr)), mask)
+    }
+}
+
+/// The eight integers of a word in the lowest bits of eight lanes, with others' bits above them.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn shifted<const BITS: usize>(word: u64) -> __m256i {
+    let b = i32::try_from(BITS).expect("at most eight");
+    // SAFETY: the caller's promise.
+    unsafe {
+        if BITS <= 4 {
+            let [b0, b1, b2, b3, ..] = word.to_le_bytes();
+            let low = i32::from_le_bytes([b0, b1, b2, b3]);
+            let shifts = _mm256_setr_epi32(0, b, 2 * b, 3 * b, 4 * b, 5 * b, 6 * b, 7 * b);
+            return _mm256_srlv_epi32(_mm256_set1_epi32(low), shifts);
+        }
+        // Two lanes of 64 bits for each half of the result; the shuffle takes their lower halves.
+        let b = i64::from(b);
+        let word = _mm256_set1_epi64x(word.cast_signed());
+        let first = _mm256_srlv_epi64(word, _mm256_setr_epi64x(0, b, 4 * b, 5 * b));
+        let second = _mm256_srlv_epi64(word, _mm256_setr_epi64x(2 * b, 3 * b, 6 * b, 7 * b));
+        _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(
+            _mm256_castsi256_ps(first),
+            _mm256_castsi256_ps(second),
+        ))
+    }
+}
 
 impl Lanes for Avx2 {
     #[inline(always)]
@@ -47,6 +96,23 @@ impl Lanes for Avx2 {
     unsafe fn load_f16(ptr: *const f16) -> Self {
         // SAFETY: the caller's promise, and `run` has the features.
         Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast::<__m128i>())) })
+    }
+    #[inline(always)]
+    unsafe fn load_packed<const BITS: usize>(ptr: *const u8) -> Self {
+        // SAFETY: the caller's promise, and `run` has the features.
+        Self(unsafe { _mm256_cvtepi32_ps(integers::<BITS>(ptr)) })
+    }
+    #[inline(always)]
+    unsafe fn load_e2m1(ptr: *const u8) -> Self {
+        // SAFETY: the caller's promise, and `run` has the features.
+        Self(unsafe {
+            let codes = shifted::<4>(packed_word::<4>(ptr));
+            // The permutation looks at three bits only, the fourth is the sign.
+            let magnitudes = _mm256_permutevar8x32_ps(_mm256_loadu_ps(E2M1.as_ptr()), codes);
+            let sign =
+                _mm256_and_si256(_mm256_slli_epi32::<28>(codes), _mm256_set1_epi32(i32::MIN));
+            _mm256_or_ps(magnitudes, _mm256_castsi256_ps(sign))
+        })
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32) {

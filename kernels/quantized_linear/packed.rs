@@ -1,0 +1,373 @@
+//! A quantised matrix as the weights of a product.
+//!
+//! # Invariants
+//! A weight is always `code * scale + bias`, rounded once, and products are added in the order of
+//! `dot.rs`: few rows and many give the same bits.
+//!
+//! # Cost
+//! One row on AVX2: five instructions for eight weights (shift, mask, convert, and two
+//! multiply-adds), scale and bias once a group.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "tiles are indexed alike on both sides"
+)]
+
+use half::{bf16, f16};
+
+use crate::{
+    dot::Rows,
+    element::{Float, FloatType},
+    node::View,
+    product::{Span, Weight},
+    simd::{LANES, Lanes, load_partial},
+};
+
+/// Smallest group, and divisor of all others.
+const SMALLEST_GROUP: usize = 32;
+
+/// What the bits of a weight mean.
+pub(super) trait Code: Copy + Send + Sync + 'static {
+    /// Bytes of eight codes.
+    const EIGHT_SIZE_BYTES: usize;
+
+    /// # Safety
+    /// Eight codes are readable at `ptr`.
+    unsafe fn load<L: Lanes>(ptr: *const u8) -> L;
+}
+
+/// Unsigned integers.
+#[derive(Clone, Copy)]
+pub(super) struct Integer<const BITS: usize>;
+
+impl<const BITS: usize> Code for Integer<BITS> {
+    const EIGHT_SIZE_BYTES: usize = BITS;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(ptr: *const u8) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_packed::<BITS>(ptr) }
+    }
+}
+
+/// Floats of four bits.
+#[derive(Clone, Copy)]
+pub(super) struct E2m1;
+
+impl Code for E2m1 {
+    const EIGHT_SIZE_BYTES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(ptr: *const u8) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_e2m1(ptr) }
+    }
+}
+
+/// What the weights of a group share: one list each, `[outputs, groups]`.
+#[derive(Clone, Copy)]
+pub(super) enum Shared<'a> {
+    F32(&'a [f32], &'a [f32]),
+    Bf16(&'a [bf16], &'a [bf16]),
+    F16(&'a [f16], &'a [f16]),
+    /// Powers of two, without biases.
+    E8m0(&'a [u8]),
+}
+
+impl<'a> Shared<'a> {
+    /// `scales` and, for a type, `biases` as floats of that type.
+    pub(super) fn new(float_type: Option<FloatType>, parts: &'a [View<'a>]) -> Self {
+        match float_type {
+            None => Self::E8m0(parts[0].as_slice()),
+            Some(FloatType::F32) => Self::F32(parts[0].as_slice(), parts[1].as_slice()),
+            Some(FloatType::Bf16) => Self::Bf16(parts[0].as_slice(), parts[1].as_slice()),
+            Some(FloatType::F16) => Self::F16(parts[0].as_slice(), parts[1].as_slice()),
+        }
+    }
+
+    fn check(self, len: usize) {
+        let lens = match self {
+            Self::F32(scales, biases) => [scales.len(), biases.len()],
+            Self::Bf16(scales, biases) => [scales.len(), biases.len()],
+            Self::F16(scales, biases) => [scales.len(), biases.len()],
+            Self::E8m0(scales) => [scales.len(), len],
+        };
+        assert!(lens == [len, len]);
+    }
+
+    /// Those of up to eight groups from `first` on; more are undefined.
+    #[inline(always)]
+    fn load<L: Lanes>(self, first: usize, count: usize) -> Groups {
+        let (scales, biases) = match self {
+            Self::F32(scales, biases) => (
+                floats::<L, f32>(scales, first, count),
+                floats::<L, f32>(biases, first, count),
+            ),
+            Self::Bf16(scales, biases) => (
+                floats::<L, bf16>(scales, first, count),
+                floats::<L, bf16>(biases, first, count),
+            ),
+            Self::F16(scales, biases) => (
+                floats::<L, f16>(scales, first, count),
+                floats::<L, f16>(biases, first, count),
+            ),
+            Self::E8m0(exponents) => (powers(exponents, first, count), [0.0; LANES]),
+        };
+        Groups { scales, biases }
+    }
+}
+
+/// Scales and biases of eight groups.
+#[derive(Clone, Copy)]
+struct Groups {
+    scales: [f32; LANES],
+    biases: [f32; LANES],
+}
+
+#[inline(always)]
+fn floats<L: Lanes, T: Float>(values: &[T], first: usize, count: usize) -> [f32; LANES] {
+    let values = &values[first..];
+    assert!(count <= values.len());
+    // Those of the next output do no harm; a full vector is much faster.
+    if values.len() >= LANES {
+        // SAFETY: eight elements.
+        unsafe { T::load::<L>(values.as_ptr()) }.to_array()
+    } else {
+        // SAFETY: fewer than eight, all of them there.
+        unsafe { load_partial::<L, T>(values.as_ptr(), values.len()) }.to_array()
+    }
+}
+
+/// 2^(e - 127). Zero is 2^-127, below the smallest normal number; 255 is NaN, as the format says.
+#[inline(always)]
+fn powers(exponents: &[u8], first: usize, count: usize) -> [f32; LANES] {
+    let mut powers = [0.0; LANES];
+    for (power, &exponent) in powers.iter_mut().zip(&exponents[first..][..count]) {
+        *power = match exponent {
+            0 => f32::from_bits(1 << 22),
+            255 => f32::NAN,
+            _ => f32::from_bits(u32::from(exponent) << 23),
+        };
+    }
+    powers
+}
+
+/// `[outputs, inputs]` as codes and what groups of them share.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<'a, C> {
+    codes: &'a [u8],
+    shared: Shared<'a>,
+    inputs: usize,
+    group_size: usize,
+    code: std::marker::PhantomData<C>,
+}
+
+impl<'a, C: Code> Packed<'a, C> {
+    /// # Panics
+    /// If the parts do not have the lengths of an `[outputs, inputs]` matrix.
+    pub(super) fn new(
+        (codes, shared): (&'a [u8], Shared<'a>),
+        (outputs, inputs): (usize, usize),
+        group_size: usize,
+    ) -> Self {
+        assert!(group_size.is_multiple_of(SMALLEST_GROUP));
+        assert!(inputs.is_multiple_of(group_size));
+        assert!(codes.len() == outputs * (inputs / LANES * C::EIGHT_SIZE_BYTES));
+        shared.check(outputs * (inputs / group_size));
+        Self {
+            codes,
+            shared,
+            inputs,
+            group_size,
+            code: std::marker::PhantomData,
+        }
+    }
+
+    /// Address of the code of input `input`, a multiple of eight.
+    #[inline(always)]
+    fn code(self, output: usize, input: usize) -> *const u8 {
+        let row_size_bytes = self.inputs / LANES * C::EIGHT_SIZE_BYTES;
+        let at = output * row_size_bytes + input / LANES * C::EIGHT_SIZE_BYTES;
+        debug_assert!(at <= self.codes.len());
+        self.codes.as_ptr().wrapping_add(at)
+    }
+
+    /// The first `R` rows of `x` with all `outputs`. Returns `R`.
+    ///
+    /// # Safety
+    /// As [`Weight::stream`], and `x` has `R` rows.
+    #[inline(always)]
+    unsafe fn band<L: Lanes, const R: usize, const O: usize>(
+        self,
+        x: Rows<f32>,
+        outputs: Span,
+        out: *mut f32,
+        out_stride: usize,
+    ) -> usize {
+        let mut done = 0;
+        // SAFETY: outputs of the span; each result has its place.
+        unsafe {
+            while done + O <= outputs.len {
+                let sums = self.tile::<L, R, O>(x, outputs.first + done);
+                for r in 0..R {
+                    for o in 0..O {
+                        *out.add(r * out_stride + done + o) = sums[r][o].sum();
+                    }
+                }
+                done += O;
+            }
+            while done < outputs.len {
+                let sums = self.tile::<L, R, 1>(x, outputs.first + done);
+                for r in 0..R {
+                    *out.add(r * out_stride + done) = sums[r][0].sum();
+                }
+                done += 1;
+            }
+        }
+        R
+    }
+
+    /// Products of `R` rows with `O` outputs from `first` on.
+    ///
+    /// # Safety
+    /// The rows and outputs exist.
+    #[inline(always)]
+    unsafe fn tile<L: Lanes, const R: usize, const O: usize>(
+        self,
+        x: Rows<f32>,
+        first: usize,
+    ) -> [[L; O]; R] {
+        let mut sums = [[L::splat(0.0); O]; R];
+        let num_groups = self.inputs / self.group_size;
+        let mut group = 0;
+        while group < num_groups {
+            let count = LANES.min(num_groups - group);
+            let shared: [Groups; O] = std::array::from_fn(|o| {
+                self.shared
+                    .load::<L>((first + o) * num_groups + group, count)
+            });
+            for index in 0..count {
+                let input = (group + index) * self.group_size;
+                let scales: [L; O] = std::array::from_fn(|o| L::splat(shared[o].scales[index]));
+                let biases: [L; O] = std::array::from_fn(|o| L::splat(shared[o].biases[index]));
+                let codes: [*const u8; O] = std::array::from_fn(|o| self.code(first + o, input));
+                let eights = self.group_size / LANES;
+                let mut eight = 0;
+                while eight < eights {
+                    for _ in 0..SMALLEST_GROUP / LANES {
+                        // SAFETY: within the group.
+                        let weights: [L; O] = std::array::from_fn(|o| unsafe {
+                            C::load::<L>(codes[o].add(eight * C::EIGHT_SIZE_BYTES))
+                                .mul_add(scales[o], biases[o])
+                        });
+                        for r in 0..R {
+                            // SAFETY: a row of `x` has all inputs.
+                            let x =
+                                unsafe { L::load(x.ptr.add(r * x.stride + input + eight * LANES)) };
+                            for o in 0..O {
+                                sums[r][o] = weights[o].mul_add(x, sums[r][o]);
+                            }
+                        }
+                        eight += 1;
+                    }
+                }
+            }
+            group += count;
+        }
+        sums
+    }
+}
+
+impl<C: Code> Weight for Packed<'_, C> {
+    fn output_size_bytes(&self) -> usize {
+        self.inputs / LANES * C::EIGHT_SIZE_BYTES
+    }
+
+    #[inline(always)]
+    unsafe fn stream<L: Lanes>(
+        self,
+        x: Rows<f32>,
+        outputs: Span,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        let mut row = 0;
+        while row < x.count {
+            // SAFETY: `row` is a row, and each band gets as many as it takes.
+            unsafe {
+                let rows = x.from(row);
+                let out = out.add(row * out_stride);
+                row += match rows.count {
+                    1 => self.band::<L, 1, 4>(rows, outputs, out, out_stride),
+                    2 => self.band::<L, 2, 2>(rows, outputs, out, out_stride),
+                    3 => self.band::<L, 3, 2>(rows, outputs, out, out_stride),
+                    4..8 => self.band::<L, 4, 2>(rows, outputs, out, out_stride),
+                    _ => self.band::<L, 8, 1>(rows, outputs, out, out_stride),
+                };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn convert<L: Lanes>(self, output: usize, inputs: Span, to: *mut f32, stride: usize) {
+        let num_groups = self.inputs / self.group_size;
+        let end = inputs.first + inputs.len;
+        let (mut input, mut to) = (inputs.first, to);
+        while input < end {
+            let group = input / self.group_size;
+            let count = LANES.min(num_groups - group);
+            let shared = self.shared.load::<L>(output * num_groups + group, count);
+            for index in 0..count {
+                let scale = L::splat(shared.scales[index]);
+                let bias = L::splat(shared.biases[index]);
+                let group_end = ((group + index + 1) * self.group_size).min(end);
+                while input < group_end {
+                    // SAFETY: an input of the piece; the caller has room for its eight.
+                    unsafe {
+                        let codes = C::load::<L>(self.code(output, input));
+                        codes.mul_add(scale, bias).store(to);
+                    }
+                    to = to.wrapping_add(stride);
+                    input += LANES;
+                }
+            }
+        }
+    }
+}
+
+/// Runs the body once, with `$C` standing for the codes of `$format`.
+macro_rules! with_code {
+    ($format:expr, $C:ident => $body:expr) => {
+        match $format {
+            QuantizedFormat::Mxfp4 => {
+                type $C = $crate::quantized_linear::packed::E2m1;
+                $body
+            }
+            QuantizedFormat::Affine { bits: 2, .. } => {
+                type $C = $crate::quantized_linear::packed::Integer<2>;
+                $body
+            }
+            QuantizedFormat::Affine { bits: 3, .. } => {
+                type $C = $crate::quantized_linear::packed::Integer<3>;
+                $body
+            }
+            QuantizedFormat::Affine { bits: 4, .. } => {
+                type $C = $crate::quantized_linear::packed::Integer<4>;
+                $body
+            }
+            QuantizedFormat::Affine { bits: 5, .. } => {
+                type $C = $crate::quantized_linear::packed::Integer<5>;
+                $body
+            }
+            QuantizedFormat::Affine { bits: 6, .. } => {
+                type $C = $crate::quantized_linear::packed::Integer<6>;
+                $body
+            }
+            QuantizedFormat::Affine { .. } => {
+                type $C = $crate::quantized_linear::packed::Integer<8>;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_code;
