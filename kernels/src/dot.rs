@@ -14,12 +14,8 @@ use crate::{
     simd::{LANES, Lanes, load_partial},
 };
 
-/// Elements between two prefetches: one cache line of bf16, two of f32.
-const PREFETCH_STEP: usize = 32;
-
-/// Rows up to this length are prefetched: the CPU has just recognised them when they end. With
-/// longer ones it manages alone, and lines fetched so far ahead would be lost again.
-const PREFETCH_MAX_LEN: usize = 2048;
+/// Elements between two requests for the next rows: one cache line of bf16, two of f32.
+const REQUEST_STEP: usize = 32;
 
 /// A matrix in memory: `count` rows, `stride` elements apart.
 #[derive(Clone, Copy)]
@@ -69,22 +65,27 @@ pub(crate) unsafe fn tile<
     let full = len / LANES * LANES;
     let mut i = 0;
     while i < full {
-        let mut weights = [L::splat(0.0); O];
-        for o in 0..O {
-            // SAFETY: `i + 8 <= len`.
-            weights[o] = unsafe { W::load(w.ptr.add(o * w.stride + i)) };
-            if STREAM && i % PREFETCH_STEP == 0 && len <= PREFETCH_MAX_LEN {
-                L::prefetch(w.ptr.wrapping_add((O + o) * w.stride + i));
-            }
-        }
-        for r in 0..R {
-            // SAFETY: `i + 8 <= len`.
-            let value = unsafe { L::load(x.ptr.add(r * x.stride + i)) };
+        if STREAM {
             for o in 0..O {
-                acc[r][o] = value.mul_add(weights[o], acc[r][o]);
+                L::prefetch_later(w.ptr.wrapping_add((O + o) * w.stride + i));
             }
         }
-        i += LANES;
+        let end = full.min(i + REQUEST_STEP);
+        while i < end {
+            let mut weights = [L::splat(0.0); O];
+            for o in 0..O {
+                // SAFETY: `i + 8 <= len`.
+                weights[o] = unsafe { W::load(w.ptr.add(o * w.stride + i)) };
+            }
+            for r in 0..R {
+                // SAFETY: `i + 8 <= len`.
+                let value = unsafe { L::load(x.ptr.add(r * x.stride + i)) };
+                for o in 0..O {
+                    acc[r][o] = value.mul_add(weights[o], acc[r][o]);
+                }
+            }
+            i += LANES;
+        }
     }
     if full < len {
         for r in 0..R {
@@ -120,7 +121,7 @@ pub(crate) unsafe fn products<L: Lanes, W: Float>(
             let out = out.add(row * out_stride);
             // Twelve accumulators at most: more would not stay in AVX2's sixteen registers.
             row += match x.count {
-                1 => band::<L, W, 1, 8>(x, w, len, out, out_stride),
+                1 => band::<L, W, 1, 6>(x, w, len, out, out_stride),
                 2 => band::<L, W, 2, 6>(x, w, len, out, out_stride),
                 3 => band::<L, W, 3, 4>(x, w, len, out, out_stride),
                 _ => band::<L, W, 4, 3>(x, w, len, out, out_stride),

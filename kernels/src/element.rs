@@ -29,6 +29,9 @@ unsafe impl Scalar for u8 {}
 
 /// A floating-point type of weights and caches. Arithmetic is always in f32.
 pub(crate) trait Float: Scalar {
+    /// Its name as a value.
+    const TYPE: FloatType;
+
     /// The value, exactly.
     fn to_f32(self) -> f32;
 
@@ -43,6 +46,8 @@ pub(crate) trait Float: Scalar {
 }
 
 impl Float for f32 {
+    const TYPE: FloatType = FloatType::F32;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -59,6 +64,8 @@ impl Float for f32 {
 }
 
 impl Float for bf16 {
+    const TYPE: FloatType = FloatType::Bf16;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -75,6 +82,8 @@ impl Float for bf16 {
 }
 
 impl Float for f16 {
+    const TYPE: FloatType = FloatType::F16;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self.to_f32()

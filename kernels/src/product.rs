@@ -1,29 +1,56 @@
 //! Rows times the transpose of weights: what every linear layer computes, whatever the format of its
 //! weights, for one matrix or for many (experts).
 //!
-//! Few rows: weights stream through registers once, in their own format. Many rows: a block of
-//! weights is converted to f32 once and stays in the second-level cache while a block of rows
-//! passes over it (`block`).
+//! Few rows: weights stream through registers once, in their own format. Many rows: rows and weights
+//! are packed and multiplied in tiles (`block`, `tile`, and a file for each kind of CPU).
 //!
 //! # Invariants
-//! Both ways add in the same order (see `dot.rs`), so a row's bits do not depend on the rows beside
+//! All ways add in the same order (see `dot.rs`), so a row's bits do not depend on the rows beside
 //! it, nor on how they are grouped.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod bias;
 mod block;
 mod dense;
+mod eight;
+#[cfg(test)]
+mod tests;
+mod tile;
 
 pub(crate) use self::{bias::add_bias, dense::Dense};
 
-use self::block::{BLOCK_OUTPUTS, BLOCK_ROWS, Block};
+use std::cell::RefCell;
+
+use self::{
+    block::{Block, Pack, PackRows, Packed, reads_rows, steps},
+    eight::Eight,
+    tile::{Tile, Tiles},
+};
 use crate::{
     dot::Rows,
     pool::{self, Shared},
-    simd::{Lanes, Operation, vectorized},
+    simd::{LANES, Lanes, Operation, vectorized},
 };
 
 /// From this many rows on, converting the weights first pays.
 const MANY_ROWS: usize = 16;
+
+/// Where weights need not be converted, tiles are as good from this many rows on.
+const FEW_ROWS: usize = 2;
+
+/// Weights of one block, as f32: what stays in the second-level cache with the rows beside it.
+const BLOCK_SIZE_BYTES: usize = 256 * 1024;
+
+/// Outputs of one block are a multiple of this, of every tile's, and at most so many of them.
+const BLOCK_OUTPUTS: usize = 12;
+const MAX_BLOCK_OUTPUTS: usize = 96;
+
+/// Rows of one block, at least and where there are as many: each block converts its weights anew.
+const BLOCK_ROWS: usize = 64;
+
+/// Blocks that a thread should have, so that none waits long for the last.
+const BLOCKS_PER_THREAD: usize = 4;
 
 /// Weights that one task streams when there are few rows.
 const STREAM_SIZE_BYTES: usize = 64 * 1024;
@@ -51,6 +78,17 @@ pub(crate) trait Weight: Copy + Send + Sync {
     /// Output and inputs exist, `inputs.first` is a multiple of 64, the stride is at least eight,
     /// and there is room for all groups.
     unsafe fn convert<L: Lanes>(self, output: usize, inputs: Span, to: *mut f32, stride: usize);
+
+    /// Weights are floating-point numbers, one output after the other: see [`Self::multiply`].
+    const STANDS_IN_ROWS: bool = false;
+
+    /// Multiplies a tile with the weights from an output and a step on, as they stand in memory.
+    ///
+    /// # Safety
+    /// Only where [`Self::STANDS_IN_ROWS`], and as [`Tiles::rows`].
+    unsafe fn multiply<K: Tiles>(self, _at: (usize, usize), _tile: &Tile, _ahead: bool) {
+        unreachable!("these weights are converted")
+    }
 }
 
 /// `len` things from `first` on.
@@ -75,82 +113,196 @@ pub(crate) struct Product<'a, W> {
     pub(crate) groups: &'a [Group<W>],
 }
 
+thread_local! {
+    static PLAN: RefCell<Plan> = RefCell::default();
+}
+
+/// What is laid out before the tasks begin.
+#[derive(Default)]
+struct Plan {
+    parts: Vec<Part>,
+    packs: Vec<Pack>,
+    /// `[packs, steps, ROWS, 8]`
+    packed: Vec<f32>,
+}
+
+/// The tasks of one group.
+#[derive(Clone, Copy)]
+struct Part {
+    /// One past its last task, counted over all groups.
+    end_task: usize,
+    way: Way,
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    /// Each task streams some outputs.
+    Stream { outputs: usize },
+    /// Each task multiplies some outputs with some packs.
+    Tiles {
+        outputs: usize,
+        first_pack: usize,
+        num_packs: usize,
+        packs: usize,
+    },
+}
+
 impl<W: Weight> Product<'_, W> {
     /// Writes the results of all groups' rows; other rows of `y` are left alone.
     ///
     /// # Panics
     /// If a group has rows that `x` or `y` has not.
     pub(crate) fn compute(&self, y: &mut [f32]) {
-        // The last task of each group, counted over all groups.
-        let mut ends = Vec::with_capacity(self.groups.len());
-        let (mut num_tasks, mut num_rows) = (0, 0);
-        for Group { weight, rows } in self.groups {
-            assert!((rows.first + rows.len) * self.inputs <= self.x.len());
-            assert!((rows.first + rows.len) * self.outputs <= y.len());
-            num_tasks += self.num_tasks(weight, rows.len);
-            num_rows += rows.len;
-            ends.push(num_tasks);
+        #[cfg(target_arch = "x86_64")]
+        if avx512::Avx512::is_available() {
+            return self.compute_with::<avx512::Avx512>(y);
         }
-        let y = Shared::new(y);
-        pool::for_each(num_tasks, num_rows * self.inputs * self.outputs, |task| {
-            let index = ends.partition_point(|&end| end <= task);
-            let group = self.groups[index];
-            let task = task - ends[..index].last().unwrap_or(&0);
-            if group.rows.len < MANY_ROWS {
-                self.stream(group, task, &y);
-            } else {
-                self.block(group, task, &y);
+        self.compute_with::<Eight>(y);
+    }
+
+    fn compute_with<K: Tiles>(&self, y: &mut [f32]) {
+        PLAN.with_borrow_mut(|plan| {
+            plan.parts.clear();
+            plan.packs.clear();
+            let mut num_rows = 0;
+            for Group { weight, rows } in self.groups {
+                assert!((rows.first + rows.len) * self.inputs <= self.x.len());
+                assert!((rows.first + rows.len) * self.outputs <= y.len());
+                num_rows += rows.len;
+                let end = plan.parts.last().map_or(0, |part| part.end_task);
+                let (num_tasks, way) = self.way::<K>(weight, *rows, &mut plan.packs);
+                plan.parts.push(Part {
+                    end_task: end + num_tasks,
+                    way,
+                });
             }
+            self.pack::<K>(plan);
+            let y = Shared::new(y);
+            let Plan {
+                parts,
+                packs,
+                packed,
+            } = &*plan;
+            let num_tasks = parts.last().map_or(0, |part| part.end_task);
+            pool::for_each(num_tasks, num_rows * self.inputs * self.outputs, |task| {
+                let index = parts.partition_point(|part| part.end_task <= task);
+                let first_task = parts[..index].last().map_or(0, |part| part.end_task);
+                let (group, task) = (self.groups[index], task - first_task);
+                match parts[index].way {
+                    Way::Stream { outputs } => self.stream(group, task * outputs, outputs, &y),
+                    way @ Way::Tiles { .. } => {
+                        let packed = Packed { packs, x: packed };
+                        self.block::<K>(group.weight, task, way, packed, &y);
+                    }
+                }
+            });
         });
     }
 
-    fn num_tasks(&self, weight: &W, rows: usize) -> usize {
-        if rows == 0 {
-            0
-        } else if rows < MANY_ROWS {
-            self.outputs.div_ceil(outputs_per_task(weight))
-        } else {
-            rows.div_ceil(BLOCK_ROWS) * self.outputs.div_ceil(BLOCK_OUTPUTS)
+    /// How the rows of a group meet their weights, in how many tasks.
+    fn way<K: Tiles>(&self, weight: &W, rows: Span, packs: &mut Vec<Pack>) -> (usize, Way) {
+        let in_rows = reads_rows::<K, W>(self.inputs);
+        if rows.len < if in_rows { FEW_ROWS } else { MANY_ROWS } {
+            let outputs = outputs_per_task(weight);
+            let num_tasks = if rows.len == 0 {
+                0
+            } else {
+                self.outputs.div_ceil(outputs)
+            };
+            return (num_tasks, Way::Stream { outputs });
         }
+        let first_pack = packs.len();
+        packs.extend((0..rows.len).step_by(K::ROWS).map(|row| Pack {
+            first_row: rows.first + row,
+            rows: K::ROWS.min(rows.len - row),
+        }));
+        let num_packs = packs.len() - first_pack;
+        let output_size_bytes = self.inputs.max(1) * size_of::<f32>();
+        let outputs = (BLOCK_SIZE_BYTES / output_size_bytes / BLOCK_OUTPUTS).max(1) * BLOCK_OUTPUTS;
+        let outputs = outputs.min(MAX_BLOCK_OUTPUTS);
+        let num_output_blocks = self.outputs.div_ceil(outputs);
+        let wanted = (pool::num_threads() * BLOCKS_PER_THREAD).div_ceil(num_output_blocks.max(1));
+        let packs = num_packs.div_ceil(wanted).max(BLOCK_ROWS.div_ceil(K::ROWS));
+        let way = Way::Tiles {
+            outputs,
+            first_pack,
+            num_packs,
+            packs,
+        };
+        (num_output_blocks * num_packs.div_ceil(packs), way)
     }
 
-    /// Few rows: each task takes some outputs.
-    fn stream(&self, group: Group<W>, task: usize, y: &Shared<f32>) {
-        let per_task = outputs_per_task(&group.weight);
-        let first = task * per_task;
+    /// Packs the rows that are multiplied in tiles.
+    fn pack<K: Tiles>(&self, plan: &mut Plan) {
+        let len = steps(self.inputs) * K::ROWS * LANES;
+        let Plan { packs, packed, .. } = plan;
+        if packed.len() < packs.len() * len {
+            packed.resize(packs.len() * len, 0.0);
+        }
+        let packed = Shared::new(packed);
+        pool::for_each(packs.len(), packs.len() * len, |index| {
+            vectorized(PackRows {
+                x: self.x,
+                inputs: self.inputs,
+                pack: packs[index],
+                tile_rows: K::ROWS,
+                // SAFETY: tasks write disjoint packs.
+                to: unsafe { packed.part(index * len, len) },
+            });
+        });
+    }
+
+    /// Few rows: some outputs.
+    fn stream(&self, group: Group<W>, first: usize, outputs: usize, y: &Shared<f32>) {
         vectorized(Stream {
             product: self,
             group,
             outputs: Span {
                 first,
-                len: per_task.min(self.outputs - first),
+                len: outputs.min(self.outputs - first),
             },
             y,
         });
     }
 
-    /// Many rows: each task takes some outputs of some rows.
-    fn block(&self, group: Group<W>, task: usize, y: &Shared<f32>) {
-        let Group { weight, rows } = group;
-        // Neighbours share their weights.
-        let num_row_blocks = rows.len.div_ceil(BLOCK_ROWS);
-        let first_output = task / num_row_blocks * BLOCK_OUTPUTS;
-        let first_row = task % num_row_blocks * BLOCK_ROWS;
-        let block = Block {
-            x: self.x,
-            y,
-            inputs: self.inputs,
-            outputs: self.outputs,
-            block_rows: Span {
-                first: rows.first + first_row,
-                len: BLOCK_ROWS.min(rows.len - first_row),
-            },
-            block_outputs: Span {
-                first: first_output,
-                len: BLOCK_OUTPUTS.min(self.outputs - first_output),
-            },
+    /// Many rows: task `task` of a group.
+    fn block<K: Tiles>(
+        &self,
+        weight: W,
+        task: usize,
+        way: Way,
+        packed: Packed<'_>,
+        y: &Shared<f32>,
+    ) {
+        let Way::Tiles {
+            outputs,
+            first_pack,
+            num_packs,
+            packs,
+        } = way
+        else {
+            unreachable!("the way of a block")
         };
-        block.compute(weight);
+        // Neighbours share their weights.
+        let num_pack_blocks = num_packs.div_ceil(packs);
+        let first_output = task / num_pack_blocks * outputs;
+        let first = first_pack + task % num_pack_blocks * packs;
+        let end = (first + packs).min(first_pack + num_packs);
+        let len = steps(self.inputs) * K::ROWS * LANES;
+        let block = Block {
+            packed: Packed {
+                packs: &packed.packs[first..end],
+                x: &packed.x[first * len..end * len],
+            },
+            inputs: self.inputs,
+            num_outputs: self.outputs,
+            outputs: Span {
+                first: first_output,
+                len: outputs.min(self.outputs - first_output),
+            },
+            y,
+        };
+        block.compute::<K, W>(weight);
     }
 }
 
@@ -185,114 +337,5 @@ impl<W: Weight> Operation for Stream<'_, W> {
             let y = self.y.column(first * outputs + self.outputs.first);
             self.group.weight.stream::<L>(x, self.outputs, y, outputs);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::*;
-
-    /// Counts how often each element of the weights is read.
-    #[derive(Clone, Copy)]
-    struct Counting<'a> {
-        weight: Dense<'a, f32>,
-        inputs: usize,
-        reads: &'a [AtomicUsize],
-    }
-
-    impl Counting<'_> {
-        fn count(&self, output: usize, inputs: Span) {
-            for input in inputs.first..inputs.first + inputs.len {
-                self.reads[output * self.inputs + input].fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    impl Weight for Counting<'_> {
-        fn output_size_bytes(&self) -> usize {
-            self.weight.output_size_bytes()
-        }
-
-        #[inline(always)]
-        unsafe fn stream<L: Lanes>(
-            self,
-            x: Rows<f32>,
-            outputs: Span,
-            out: *mut f32,
-            stride: usize,
-        ) {
-            let (first, len) = (0, self.inputs);
-            for output in outputs.first..outputs.first + outputs.len {
-                self.count(output, Span { first, len });
-            }
-            // SAFETY: the caller's promise.
-            unsafe { self.weight.stream::<L>(x, outputs, out, stride) };
-        }
-
-        #[inline(always)]
-        unsafe fn convert<L: Lanes>(
-            self,
-            output: usize,
-            inputs: Span,
-            to: *mut f32,
-            stride: usize,
-        ) {
-            self.count(output, inputs);
-            // SAFETY: the caller's promise.
-            unsafe { self.weight.convert::<L>(output, inputs, to, stride) };
-        }
-    }
-
-    /// How often each element of a group's weights is read for so many rows.
-    fn reads(rows: &[usize]) -> Vec<Vec<usize>> {
-        let (inputs, outputs) = (600, 100);
-        let weight = vec![1.0; outputs * inputs];
-        let counts: Vec<Vec<AtomicUsize>> = rows
-            .iter()
-            .map(|_| weight.iter().map(|_| AtomicUsize::new(0)).collect())
-            .collect();
-        let mut first = 0;
-        let mut groups = Vec::new();
-        for (&len, reads) in rows.iter().zip(&counts) {
-            let weight = Dense::new(&weight, outputs, inputs);
-            groups.push(Group {
-                weight: Counting {
-                    weight,
-                    inputs,
-                    reads,
-                },
-                rows: Span { first, len },
-            });
-            first += len;
-        }
-        let x = vec![1.0; first * inputs];
-        let mut y = vec![0.0; first * outputs];
-        Product {
-            x: &x,
-            inputs,
-            outputs,
-            groups: &groups,
-        }
-        .compute(&mut y);
-        assert!(y.iter().all(|&y| y == 600.0));
-        counts
-            .into_iter()
-            .map(|counts| counts.into_iter().map(AtomicUsize::into_inner).collect())
-            .collect()
-    }
-
-    #[test]
-    fn weights_are_read_once_and_only_where_there_are_rows() {
-        let rows = [1, 0, 15, BLOCK_ROWS, 0];
-        for (rows, reads) in rows.iter().zip(reads(&rows)) {
-            assert!(
-                reads.iter().all(|&reads| reads == (*rows).min(1)),
-                "{rows} rows"
-            );
-        }
-        // Every further block of rows converts them again.
-        assert!(reads(&[BLOCK_ROWS + 1])[0].iter().all(|&reads| reads == 2));
     }
 }

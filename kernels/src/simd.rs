@@ -76,6 +76,10 @@ pub(crate) trait Lanes: Copy {
     #[inline(always)]
     fn prefetch<T>(_ptr: *const T) {}
 
+    /// As [`Self::prefetch`], for a line that is needed later: it waits in the second-level cache.
+    #[inline(always)]
+    fn prefetch_later<T>(_ptr: *const T) {}
+
     fn add(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
@@ -100,6 +104,12 @@ pub(crate) trait Lanes: Copy {
     fn sum(self) -> f32 {
         let [a, b, c, d, e, f, g, h] = self.to_array();
         ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+
+    /// [`Self::sum`] of each.
+    #[inline(always)]
+    fn sum_four(all: [Self; 4]) -> [f32; 4] {
+        all.map(Self::sum)
     }
 
     #[inline(always)]
@@ -253,7 +263,8 @@ mod tests {
                     load_partial::<L, f32>(self.0.as_ptr(), 5),
                 )
             };
-            let sums = [a.sum(), b.max_lane(), part.sum()];
+            let [w, x, y, z] = L::sum_four([a, b, part, brain]);
+            let sums = [a.sum(), b.max_lane(), part.sum(), w, x, y, z];
             [
                 a.add(b),
                 a.mul(b),

@@ -1,208 +1,209 @@
-//! Many rows times a block of weights, in tiles of four rows by three outputs.
+//! Some rows times some outputs, tile by tile.
 //!
-//! # Invariants
-//! The partial sums of a tile are kept as eight lanes between two pieces of the input axis, so the
-//! order of a sum is that of `dot.rs`.
-
-#![expect(
-    clippy::needless_range_loop,
-    reason = "tiles are indexed alike on both sides"
-)]
+//! Rows are packed once for the whole product, in the order in which tiles read them. Weights are
+//! brought into a panel of f32 in the same order, which stays in the second-level cache while all
+//! rows of the task pass over it; or they are read as they stand, where the CPU does that for free.
 
 use std::cell::RefCell;
 
-use super::{Span, Weight};
+use super::{
+    Span, Weight,
+    tile::{Tile, Tiles},
+};
 use crate::{
-    dot::{self, Rows},
     pool::Shared,
-    simd::{LANES, Lanes, Operation, vectorized},
+    simd::{LANES, Lanes, Operation, load_partial, vectorized},
 };
 
-/// Outputs of one block, a multiple of the tile's three.
-pub(super) const BLOCK_OUTPUTS: usize = 48;
-
-/// Rows of one block, a multiple of the tile's four.
-pub(super) const BLOCK_ROWS: usize = 64;
-
-/// Elements of the input axis of one block: 48 * 512 * 4 B = 96 KiB of weights.
-const BLOCK_INPUTS: usize = 512;
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
 
 /// What a thread keeps between blocks.
+#[derive(Default)]
 struct Scratch {
-    /// `[BLOCK_OUTPUTS, BLOCK_INPUTS]` weights as f32.
+    /// `[outputs / OUTPUTS, steps, OUTPUTS, 8]` weights as f32.
     panel: Vec<f32>,
-    /// `[BLOCK_ROWS / 4, BLOCK_OUTPUTS / 3, 12, LANES]` unfinished sums.
-    sums: Vec<f32>,
+    /// The unfinished sums of each tile of a pack.
+    kept: Vec<f32>,
 }
 
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        panel: vec![0.0; BLOCK_OUTPUTS * BLOCK_INPUTS],
-        sums: vec![0.0; BLOCK_ROWS * BLOCK_OUTPUTS * LANES],
-    });
-}
-
-/// Some outputs of some rows. Knows the weights only as the panel's f32.
+/// Rows of one group that are packed together: `ROWS` of a tile, or what is left of them.
 #[derive(Clone, Copy)]
-pub(super) struct Block<'a> {
-    /// `[.., inputs]`
+pub(super) struct Pack {
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+}
+
+/// Rows as tiles read them.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<'a> {
+    pub(super) packs: &'a [Pack],
+    /// `[packs, steps, ROWS, 8]`
     pub(super) x: &'a [f32],
-    /// `[.., outputs]`
-    pub(super) y: &'a Shared<f32>,
+}
+
+/// Some outputs of some packs.
+pub(super) struct Block<'a> {
+    pub(super) packed: Packed<'a>,
     pub(super) inputs: usize,
-    pub(super) outputs: usize,
-    pub(super) block_rows: Span,
-    pub(super) block_outputs: Span,
+    /// Of the whole product.
+    pub(super) num_outputs: usize,
+    pub(super) outputs: Span,
+    /// `[rows, num_outputs]`
+    pub(super) y: &'a Shared<f32>,
+}
+
+/// Steps of a row: vectors, the last one filled up.
+pub(super) fn steps(inputs: usize) -> usize {
+    inputs.div_ceil(LANES)
+}
+
+/// Whether tiles read these weights as they stand in memory.
+pub(super) fn reads_rows<K: Tiles, W: Weight>(inputs: usize) -> bool {
+    K::READS_ROWS && W::STANDS_IN_ROWS && inputs.is_multiple_of(LANES)
 }
 
 impl Block<'_> {
-    pub(super) fn compute<W: Weight>(self, weight: W) {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut start = 0;
-            // At least once, so that a layer without inputs gives zeros.
-            loop {
-                let len = BLOCK_INPUTS.min(self.inputs - start);
-                let piece = Piece {
-                    inputs: Span { first: start, len },
-                    is_first: start == 0,
-                    is_last: start + len == self.inputs,
-                };
-                vectorized(Convert {
+    pub(super) fn compute<K: Tiles, W: Weight>(&self, weight: W) {
+        let steps = steps(self.inputs);
+        let num_tiles = self.outputs.len.div_ceil(K::OUTPUTS);
+        SCRATCH.with_borrow_mut(|Scratch { panel, kept }| {
+            grow(kept, num_tiles * K::KEPT_LEN);
+            let in_rows = reads_rows::<K, W>(self.inputs);
+            if !in_rows {
+                grow(panel, num_tiles * steps * K::OUTPUTS * LANES);
+                vectorized(Fill {
                     weight,
-                    outputs: self.block_outputs,
-                    inputs: piece.inputs,
-                    panel: &mut scratch.panel,
+                    outputs: self.outputs,
+                    tile_outputs: K::OUTPUTS,
+                    inputs: self.inputs,
+                    panel,
                 });
-                vectorized(Multiply {
-                    block: self,
-                    piece,
-                    scratch,
-                });
-                if piece.is_last {
-                    return;
+            }
+            for index in 0..self.packed.packs.len() {
+                // At least one piece, so that a layer without inputs gives zeros.
+                for first in (0..steps.max(1)).step_by(K::MAX_STEPS) {
+                    for nth in 0..num_tiles {
+                        let piece = Span {
+                            first,
+                            len: K::MAX_STEPS.min(steps - first),
+                        };
+                        let tile = self.tile::<K>(index, nth, piece, kept);
+                        let first_output = self.outputs.first + nth * K::OUTPUTS;
+                        let at = (nth * steps + first) * K::OUTPUTS * LANES;
+                        // SAFETY: rows and outputs exist, `packed` and `panel` hold them, and
+                        // tasks write disjoint parts of `y`.
+                        unsafe {
+                            if in_rows {
+                                weight.multiply::<K>((first_output, first), &tile, index == 0);
+                            } else {
+                                K::panel(&tile, panel[at..].as_ptr());
+                            }
+                        }
+                    }
                 }
-                start += len;
             }
         });
     }
+
+    /// Tile `nth` of the pack `index`, one piece of it.
+    fn tile<K: Tiles>(&self, index: usize, nth: usize, piece: Span, kept: &mut [f32]) -> Tile {
+        let Pack { first_row, rows } = self.packed.packs[index];
+        let steps = steps(self.inputs);
+        let first_output = nth * K::OUTPUTS;
+        let start = first_row * self.num_outputs + self.outputs.first + first_output;
+        Tile {
+            x: self.packed.x[(index * steps + piece.first) * K::ROWS * LANES..].as_ptr(),
+            rows,
+            outputs: K::OUTPUTS.min(self.outputs.len - first_output),
+            steps: piece.len,
+            kept: kept[nth * K::KEPT_LEN..][..K::KEPT_LEN].as_mut_ptr(),
+            is_first: piece.first == 0,
+            is_last: piece.first + piece.len == steps,
+            // SAFETY: a result of this block, which no other task writes.
+            y: unsafe { self.y.column(start) },
+            y_stride: self.num_outputs,
+        }
+    }
 }
 
-/// Part of the input axis.
-#[derive(Clone, Copy)]
-struct Piece {
-    inputs: Span,
-    is_first: bool,
-    is_last: bool,
+fn grow(buffer: &mut Vec<f32>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
 }
 
-/// Fills a panel with one piece of the weights of a block.
-struct Convert<'a, W> {
+/// Fills a panel with the weights of a block.
+struct Fill<'a, W> {
     weight: W,
     outputs: Span,
-    inputs: Span,
+    tile_outputs: usize,
+    inputs: usize,
     panel: &'a mut [f32],
 }
 
-impl<W: Weight> Operation for Convert<'_, W> {
+impl<W: Weight> Operation for Fill<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        assert!(self.outputs.len <= BLOCK_OUTPUTS);
-        assert!(self.inputs.len <= BLOCK_INPUTS);
+        let stride = self.tile_outputs * LANES;
+        let tile_len = steps(self.inputs) * stride;
+        let inputs = Span {
+            first: 0,
+            len: self.inputs,
+        };
         for index in 0..self.outputs.len {
-            let output = self.outputs.first + index;
-            let to = self.panel[index * BLOCK_INPUTS..][..BLOCK_INPUTS].as_mut_ptr();
-            // SAFETY: an output of this block, and a line of the panel has room for its piece.
-            unsafe { self.weight.convert::<L>(output, self.inputs, to, LANES) };
-        }
-    }
-}
-
-/// Multiplies the rows of a block with the panel.
-struct Multiply<'a> {
-    block: Block<'a>,
-    piece: Piece,
-    scratch: &'a mut Scratch,
-}
-
-impl Operation for Multiply<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(mut self) {
-        let mut output = 0;
-        while output + 3 <= self.block.block_outputs.len {
-            self.rows::<L, 3>(output);
-            output += 3;
-        }
-        while output < self.block.block_outputs.len {
-            self.rows::<L, 1>(output);
-            output += 1;
-        }
-    }
-}
-
-impl Multiply<'_> {
-    /// All rows of the block for `O` outputs from `output` on.
-    #[inline(always)]
-    fn rows<L: Lanes, const O: usize>(&mut self, output: usize) {
-        let mut row = 0;
-        while row < self.block.block_rows.len {
-            row += match self.block.block_rows.len - row {
-                1 => self.tile::<L, 1, O>(row, output),
-                2 => self.tile::<L, 2, O>(row, output),
-                3 => self.tile::<L, 3, O>(row, output),
-                _ => self.tile::<L, 4, O>(row, output),
+            let (nth, within) = (index / self.tile_outputs, index % self.tile_outputs);
+            let tile = &mut self.panel[nth * tile_len..][..tile_len];
+            let to = tile.as_mut_ptr().wrapping_add(within * LANES);
+            // SAFETY: the output exists, and the tile has room for it from `to` on.
+            unsafe {
+                self.weight
+                    .convert::<L>(self.outputs.first + index, inputs, to, stride)
             };
         }
     }
+}
 
-    /// `R` rows by `O` outputs. Returns `R`.
+/// Packs rows of `x` `[.., inputs]` into `to`, `[steps, tile_rows, 8]`.
+pub(super) struct PackRows<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) inputs: usize,
+    pub(super) pack: Pack,
+    pub(super) tile_rows: usize,
+    pub(super) to: &'a mut [f32],
+}
+
+impl Operation for PackRows<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn tile<L: Lanes, const R: usize, const O: usize>(
-        &mut self,
-        row: usize,
-        output: usize,
-    ) -> usize {
-        let (block, piece) = (self.block, self.piece);
-        let first_row = block.block_rows.first + row;
-        let x = Rows {
-            ptr: block.x[first_row * block.inputs + piece.inputs.first..].as_ptr(),
-            stride: block.inputs,
-            count: R,
-        };
-        let w = Rows {
-            ptr: self.scratch.panel[output * BLOCK_INPUTS..].as_ptr(),
-            stride: BLOCK_INPUTS,
-            count: O,
-        };
-        let kept = self.scratch.sums[(output * BLOCK_ROWS + row * O) * LANES..][..R * O * LANES]
-            .as_mut_ptr();
-        let mut sums = [[L::splat(0.0); O]; R];
-        // SAFETY: rows and outputs are of this block; `kept` has room for the tile; tasks write
-        // disjoint parts of `y`.
-        unsafe {
-            if !piece.is_first {
-                for r in 0..R {
-                    for o in 0..O {
-                        sums[r][o] = L::load(kept.add((r * O + o) * LANES));
-                    }
+    fn run<L: Lanes>(self) {
+        let stride = self.tile_rows * LANES;
+        let full = self.inputs / LANES;
+        let rest = self.inputs % LANES;
+        for row in 0..self.tile_rows {
+            if row >= self.pack.rows {
+                for step in self.to.chunks_exact_mut(stride) {
+                    step[row * LANES..][..LANES].fill(0.0);
                 }
+                continue;
             }
-            dot::tile::<L, f32, R, O, false>(x, w, piece.inputs.len, &mut sums);
-            let first_output = block.block_outputs.first + output;
-            let y = block.y.column(first_row * block.outputs + first_output);
-            for r in 0..R {
-                for o in 0..O {
-                    if piece.is_last {
-                        *y.add(r * block.outputs + o) = sums[r][o].sum();
+            let from = &self.x[(self.pack.first_row + row) * self.inputs..][..self.inputs];
+            for (step, to) in self.to.chunks_exact_mut(stride).enumerate() {
+                let to = to[row * LANES..][..LANES].as_mut_ptr();
+                // SAFETY: a whole vector of the row, or its rest.
+                unsafe {
+                    let value = if step < full {
+                        L::load(from.as_ptr().add(step * LANES))
                     } else {
-                        sums[r][o].store(kept.add((r * O + o) * LANES));
-                    }
+                        load_partial::<L, f32>(from.as_ptr().add(step * LANES), rest)
+                    };
+                    value.store(to);
                 }
             }
         }
-        R
     }
 }

@@ -1,6 +1,9 @@
 //! Weights in a floating-point format.
 
-use super::{Span, Weight};
+use super::{
+    Span, Weight,
+    tile::{Tile, Tiles, WeightRows},
+};
 use crate::{
     dot::{self, Rows},
     element::Float,
@@ -24,6 +27,8 @@ impl<'a, T: Float> Dense<'a, T> {
 }
 
 impl<T: Float> Weight for Dense<'_, T> {
+    const STANDS_IN_ROWS: bool = true;
+
     fn output_size_bytes(&self) -> usize {
         self.inputs * size_of::<T>()
     }
@@ -62,5 +67,14 @@ impl<T: Float> Weight for Dense<'_, T> {
             // SAFETY: the rest of the piece, and the caller's room for eight.
             unsafe { load_partial::<L, T>(rest.as_ptr(), rest.len()).store(to) };
         }
+    }
+
+    unsafe fn multiply<K: Tiles>(self, (output, step): (usize, usize), tile: &Tile, ahead: bool) {
+        let weight = WeightRows {
+            ptr: self.weight[output * self.inputs + step * LANES..].as_ptr(),
+            stride: self.inputs,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { K::rows(tile, weight, ahead) };
     }
 }

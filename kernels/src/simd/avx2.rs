@@ -2,15 +2,15 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0,
-    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps,
-    _mm_prefetch, _mm_shuffle_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
-    _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi32_ps,
-    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32,
-    _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_permutevar8x32_ps,
-    _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi32,
-    _mm256_setr_epi64x, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_srlv_epi32, _mm256_srlv_epi64,
-    _mm256_storeu_ps,
+    _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
+    _mm_movehl_ps, _mm_prefetch, _mm_shuffle_ps, _mm_storeu_ps, _mm256_add_epi32, _mm256_add_ps,
+    _mm256_and_si256, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps,
+    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps,
+    _mm256_permute2f128_ps, _mm256_permutevar8x32_ps, _mm256_round_ps, _mm256_set1_epi32,
+    _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setr_epi64x, _mm256_shuffle_ps,
+    _mm256_slli_epi32, _mm256_srlv_epi32, _mm256_srlv_epi64, _mm256_storeu_ps,
 };
 
 use half::{bf16, f16};
@@ -125,6 +125,11 @@ impl Lanes for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
     }
     #[inline(always)]
+    fn prefetch_later<T>(ptr: *const T) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(ptr.cast()) }
+    }
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         // SAFETY: `run` has the features.
         Self(unsafe { _mm256_add_ps(self.0, other.0) })
@@ -159,6 +164,32 @@ impl Lanes for Avx2 {
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
+    }
+
+    /// Adds lanes i and i + 4 of two vectors at once, then i and i + 2 of all, then the last two.
+    #[inline(always)]
+    fn sum_four([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        // SAFETY: `run` has the features; the array has four elements.
+        unsafe {
+            let fours = |a, b| {
+                let low = _mm256_permute2f128_ps::<0x20>(a, b);
+                _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b))
+            };
+            let (ab, cd) = (fours(a.0, b.0), fours(c.0, d.0));
+            let low = _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd);
+            let twos = _mm256_add_ps(low, _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
+            // [a, a, c, c] and [b, b, d, d]
+            let ac = _mm256_castps256_ps128(twos);
+            let bd = _mm256_extractf128_ps::<1>(twos);
+            let low = _mm_shuffle_ps::<0b10_00_10_00>(ac, bd);
+            let acbd = _mm_add_ps(low, _mm_shuffle_ps::<0b11_01_11_01>(ac, bd));
+            _mm_storeu_ps(
+                sums.as_mut_ptr(),
+                _mm_shuffle_ps::<0b11_01_10_00>(acbd, acbd),
+            );
+        }
+        sums
     }
 
     /// 2^n * e^r with n = round(x / ln 2) and a polynomial for e^r (Cephes `expf`).
