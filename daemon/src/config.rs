@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::device::{DeviceError, MemoryBudget};
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::engine::EngineConfig;
+use crate::models::{ModelError, ModelRoots};
 
 /// The daemon that owns the GPU, the paged KV cache and MLX model execution for vLLM.
 #[derive(Debug, Parser)]
@@ -46,6 +47,15 @@ pub struct ServeFlags {
         value_name = "SECONDS"
     )]
     model_keep_alive_s: u64,
+    /// Folder that models may be read from; may be given several times, or as a list with colons in
+    /// the variable [default: all that this user may read].
+    #[arg(
+        long,
+        env = "METAL_RPC_MODEL_ROOTS",
+        value_delimiter = ':',
+        value_name = "DIR"
+    )]
+    model_root: Vec<PathBuf>,
     /// Write logs as JSON lines.
     #[arg(long)]
     log_json: bool,
@@ -138,6 +148,9 @@ pub enum ConfigError {
     /// See [`DeviceError`].
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A model root is not there.
+    #[error("model root: {0}")]
+    ModelRoot(#[source] ModelError),
     /// Not a share.
     #[error("memory fraction must be above 0 and at most 1, but is {0}")]
     MemoryFraction(f64),
@@ -168,10 +181,25 @@ impl ServeFlags {
         let keep_alive = Duration::from_secs(self.model_keep_alive_s);
         Ok(Config {
             endpoint: self.endpoint.resolve()?,
-            engine: self.engine.resolve(keep_alive)?,
+            engine: EngineConfig {
+                model_roots: self.model_roots()?,
+                ..self.engine.resolve(keep_alive)?
+            },
             log_json: self.log_json,
             debug: self.debug,
         })
+    }
+}
+
+impl ServeFlags {
+    fn model_roots(&self) -> Result<ModelRoots, ConfigError> {
+        // An empty variable says nothing.
+        let is_named = |root: &&PathBuf| !root.as_os_str().is_empty();
+        let named: Vec<_> = self.model_root.iter().filter(is_named).cloned().collect();
+        if named.is_empty() {
+            return Ok(ModelRoots::everything());
+        }
+        ModelRoots::new(&named).map_err(ConfigError::ModelRoot)
     }
 }
 
@@ -225,6 +253,7 @@ impl EngineFlags {
             device,
             memory,
             model_keep_alive,
+            model_roots: ModelRoots::everything(),
         })
     }
 }
@@ -269,6 +298,10 @@ mod tests {
                 "{fraction}"
             );
         }
+        assert!(matches!(
+            serve(&["--model-root", "/nowhere"]),
+            Err(ConfigError::ModelRoot(_))
+        ));
         assert!(matches!(
             serve(&["--device", "tpu"]),
             Err(ConfigError::Device(_))

@@ -3,25 +3,25 @@
 //! Never waits for a frontend or for the engine, so that heartbeats and `metald status` are
 //! answered while a model loads.
 
+use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use metal_rpc_protocol::{
     ErrorCode, ErrorReply, Hello, PROTOCOL_VERSION, Reply, ReplyEnvelope, Request, RequestEnvelope,
     Scope, SessionStatus, SessionToken, StatusReport, Welcome, decode_request, encode_reply,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use crate::engine::{EngineHandle, EngineMessage, EngineRequest, SessionUse};
-use crate::limits::{HEARTBEAT_MS, LEASE_MS, MAX_SESSIONS};
-use crate::outbox::Outbox;
+use crate::limits::{HEARTBEAT_MS, LEASE_MS, MAX_MESSAGES_QUEUED, MAX_SESSIONS};
+use crate::outbox::{self, Outbox};
 use crate::session::registry::Connection;
 use crate::session::{Registry, SessionId};
-use crate::socket::{Peer, SocketReceiver, SocketSender};
+use crate::socket::{Peer, SendReply, SocketReceiver};
 
 /// How often leases are looked at.
 const LEASE_CHECK: Duration = Duration::from_millis(250);
@@ -43,19 +43,19 @@ pub struct DaemonInfo {
 
 /// State of the dispatching task.
 #[derive(Debug)]
-pub struct Dispatcher {
+pub struct Dispatcher<S> {
     info: DaemonInfo,
     engine: EngineHandle,
-    socket: SocketSender,
+    socket: S,
     registry: Registry,
     writers: JoinSet<()>,
     loose_replies: Arc<Semaphore>,
 }
 
-impl Dispatcher {
+impl<S: SendReply> Dispatcher<S> {
     /// A dispatcher without sessions.
     #[must_use]
-    pub fn new(info: DaemonInfo, engine: EngineHandle, socket: SocketSender) -> Self {
+    pub fn new(info: DaemonInfo, engine: EngineHandle, socket: S) -> Self {
         Self {
             info,
             engine,
@@ -87,12 +87,14 @@ impl Dispatcher {
         self.take_leave().await;
     }
 
-    fn dispatch(&mut self, peer: &Peer, bytes: &[u8]) {
-        let received = Instant::now();
+    /// Serves one message. Never waits.
+    pub fn dispatch(&mut self, peer: &Peer, bytes: &[u8]) {
+        let received = now();
         let envelope = match decode_request(bytes) {
             Ok(envelope) => envelope,
             Err(error) => {
-                warn!(%error, "refused a message");
+                // Not the error: it may show a number of the message.
+                warn!(num_bytes = bytes.len(), "refused what is no message");
                 let error = refusal(ErrorCode::BadMessage, error.to_string());
                 return self.reply_outside(peer, 0, Reply::Error(error));
             }
@@ -145,6 +147,7 @@ impl Dispatcher {
         }
         connection.last_seq = seq;
         let (session, outbox) = (connection.id, connection.outbox.clone());
+        let ticket = connection.tickets.take();
         let request = match request {
             Request::Ping => return outbox.send(seq, Reply::Pong),
             Request::Goodbye => return self.close(token, seq),
@@ -155,14 +158,24 @@ impl Dispatcher {
             Request::Sample(sample) => EngineRequest::Sample(sample),
             Request::Hello(_) | Request::Status => unreachable!("`dispatch` has served these"),
         };
-        let message = EngineMessage::Request {
-            session,
-            seq,
-            received,
-            request,
-        };
-        if let Err(TrySendError::Full(_)) = self.engine.messages.try_send(message) {
-            let message = "the engine's queue is full".to_owned();
+        let is_queued = ticket.is_some_and(|ticket| {
+            let message = EngineMessage::Request {
+                session,
+                seq,
+                received,
+                request,
+                ticket,
+            };
+            !matches!(
+                self.engine.messages.try_send(message),
+                Err(TrySendError::Full(_))
+            )
+        });
+        if !is_queued {
+            let message = format!(
+                "{MAX_MESSAGES_QUEUED} messages of this session wait for the engine, which is the \
+                 most"
+            );
             outbox.send_error(seq, refusal(ErrorCode::TooManySteps, message));
         }
     }
@@ -214,7 +227,7 @@ impl Dispatcher {
             pid = connection.hello.pid,
             "frontend connected"
         );
-        self.writers.spawn(write(
+        self.writers.spawn(outbox::deliver(
             replies,
             Arc::clone(&connection.peer),
             self.socket.clone(),
@@ -255,8 +268,9 @@ impl Dispatcher {
         }
     }
 
-    fn expire(&mut self) {
-        let now = Instant::now();
+    /// Closes the sessions that must not go on.
+    pub fn expire(&mut self) {
+        let now = now();
         for connection in self
             .registry
             .expire(now, Duration::from_millis(LEASE_MS.into()))
@@ -363,19 +377,9 @@ impl Dispatcher {
     }
 }
 
-/// Sends the replies of one session until it is closed and its queue is empty.
-async fn write(
-    mut replies: mpsc::Receiver<Vec<u8>>,
-    peer: Arc<Mutex<Peer>>,
-    mut socket: SocketSender,
-) {
-    while let Some(bytes) = replies.recv().await {
-        let peer = peer.lock().expect("nobody panics while holding it").clone();
-        if let Err(error) = socket.send(&peer, bytes).await {
-            // The lease decides whether the frontend is gone, or comes back with its token.
-            warn!(%error, "a reply was lost");
-        }
-    }
+/// The clock of leases, which tests may stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 fn refusal(code: ErrorCode, message: String) -> ErrorReply {

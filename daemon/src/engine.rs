@@ -23,6 +23,7 @@ mod sampling;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -36,8 +37,8 @@ use tracing::{debug, warn};
 use crate::batch::admission::{Candidate, next_forward};
 use crate::batch::{BatchedStep, InputBatch};
 use crate::device::{Device, MemoryBudget};
-use crate::models::ModelError;
 use crate::models::loaded::{LoadedModel, ModelKey};
+use crate::models::{ModelError, ModelRoots};
 use crate::reply::Submitted;
 use crate::session::state::WaitingStep;
 use crate::session::{Session, SessionId, ValidStep};
@@ -74,6 +75,8 @@ pub struct EngineConfig {
     pub memory: MemoryBudget,
     /// How long a model stays in memory after its last session.
     pub model_keep_alive: Duration,
+    /// Which folders frontends may load models from.
+    pub model_roots: ModelRoots,
 }
 
 /// State of the engine thread.
@@ -134,21 +137,34 @@ impl Engine {
     /// Serves until [`EngineMessage::Stop`].
     pub fn run(mut self) {
         loop {
-            match self.queue.recv_timeout(IDLE_CHECK) {
-                Ok(EngineMessage::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(message) => self.handle(message),
-                Err(RecvTimeoutError::Timeout) => self.unload_idle_models(),
-            }
-            // Whatever else has arrived may join the next forward.
-            while let Ok(message) = self.queue.try_recv() {
-                match message {
-                    EngineMessage::Stop => return,
-                    message => self.handle(message),
+            let first = match self.queue.recv_timeout(IDLE_CHECK) {
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.unload_idle_models();
+                    continue;
                 }
+                Ok(message) => message,
+            };
+            if self.turn(first).is_break() {
+                return;
             }
-            while self.step() {}
-            self.publish_status();
         }
+    }
+
+    /// Serves a message and whatever else has arrived, then submits what is ready. Never waits.
+    pub fn turn(&mut self, first: EngineMessage) -> ControlFlow<()> {
+        let mut next = Some(first);
+        while let Some(message) = next {
+            if matches!(message, EngineMessage::Stop) {
+                return ControlFlow::Break(());
+            }
+            self.handle(message);
+            // What has arrived meanwhile may join the next forward.
+            next = self.queue.try_recv().ok();
+        }
+        while self.step() {}
+        self.publish_status();
+        ControlFlow::Continue(())
     }
 
     /// Submits one forward over the steps that are ready together. False if there is none.

@@ -18,7 +18,7 @@ use crate::config::{ConfigError, GenerateFlags};
 use crate::device::DeviceError;
 use crate::engine::{EngineHandle, EngineMessage, EngineRequest};
 use crate::outbox::Outbox;
-use crate::session::SessionId;
+use crate::session::{SessionId, Ticket};
 
 const BLOCK_SIZE: u32 = 16;
 const SESSION: SessionId = SessionId(0);
@@ -226,6 +226,7 @@ impl Frontend<'_> {
             seq,
             received,
             request,
+            ticket: Ticket::default(),
         })?;
         loop {
             let bytes = self.replies.blocking_recv().ok_or(GenerateError::Stopped)?;

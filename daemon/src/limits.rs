@@ -5,9 +5,15 @@ use metal_rpc_protocol::limits::{MAX_STEPS_IN_FLIGHT, MAX_TOKENS_PER_STEP};
 /// Sessions open at the same time.
 pub const MAX_SESSIONS: usize = 64;
 
-/// Messages waiting for the engine: the steps that each session may have in flight, each with its
-/// grammar, one control message and the opening and closing of each.
-pub const ENGINE_QUEUE_DEPTH: usize = MAX_SESSIONS * (2 * MAX_STEPS_IN_FLIGHT + 3);
+/// Messages of one session waiting for the engine: the steps that it may have in flight, each with
+/// its grammar, and as many that run nothing. A frontend that sends faster is refused.
+pub const MAX_MESSAGES_QUEUED: usize = 4 * MAX_STEPS_IN_FLIGHT;
+
+/// Messages waiting for the engine: what each session may queue, its opening and its closing.
+pub const ENGINE_QUEUE_DEPTH: usize = MAX_SESSIONS * (MAX_MESSAGES_QUEUED + 2);
+
+/// Steps of one session that have not been submitted, those that run nothing included.
+pub const MAX_STEPS_WAITING: usize = 4 * MAX_STEPS_IN_FLIGHT;
 
 /// Replies waiting for one frontend to read them: a result and an error per step, and the
 /// progress of a load. A session whose queue is full is closed.

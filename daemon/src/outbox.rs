@@ -3,14 +3,15 @@
 //! Whoever answers a frontend holds a clone. Nobody ever waits for a frontend: a full queue closes
 //! the outbox, and the dispatcher then closes the session.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use metal_rpc_protocol::{ErrorReply, Reply, ReplyEnvelope, encode_reply};
 use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::limits::REPLY_QUEUE_DEPTH;
+use crate::socket::{Peer, SendReply};
 
 /// Where the replies of one session go.
 #[derive(Clone, Debug)]
@@ -61,5 +62,20 @@ impl Outbox {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
+    }
+}
+
+/// Sends the replies of one session until it is closed and its queue is empty.
+pub async fn deliver(
+    mut replies: mpsc::Receiver<Vec<u8>>,
+    peer: Arc<Mutex<Peer>>,
+    mut socket: impl SendReply,
+) {
+    while let Some(bytes) = replies.recv().await {
+        let peer = peer.lock().expect("nobody panics while holding it").clone();
+        if let Err(error) = socket.send(&peer, bytes).await {
+            // The lease decides whether the frontend is gone, or comes back with its token.
+            warn!(%error, "a reply was lost");
+        }
     }
 }

@@ -53,28 +53,33 @@ pub struct PendingReply {
 /// Answers everything that is submitted, in order, until the engine is gone.
 pub fn run(submitted: &Receiver<Submitted>, engine: &SyncSender<EngineMessage>) {
     for forward in submitted {
-        let done = forward.done.as_ref().map_or(Ok(()), kernels::wait);
-        let failed = done.err().map(|error| error.to_string());
-        let sessions = forward.replies.iter().map(|reply| reply.session).collect();
-        let answers: Vec<_> = forward
-            .replies
-            .into_iter()
-            .map(|reply| {
-                let (outbox, seq) = (reply.outbox.clone(), reply.seq);
-                let result = match &failed {
-                    Some(error) => Err(error.clone()),
-                    None => read(reply).map_err(|error| error.to_string()),
-                };
-                (outbox, seq, result)
-            })
-            .collect();
-        // Before the answers leave: a frontend that has one may send its next step, and the engine
-        // has to know by then that this one is no longer in flight. While the daemon stops, the
-        // engine is gone and what it submitted is still answered.
-        let _ = engine.send(EngineMessage::Completed { sessions });
-        for (outbox, seq, result) in answers {
-            answer(&outbox, seq, result);
-        }
+        answer_all(forward, engine);
+    }
+}
+
+/// Waits for a forward and answers its steps.
+pub fn answer_all(forward: Submitted, engine: &SyncSender<EngineMessage>) {
+    let done = forward.done.as_ref().map_or(Ok(()), kernels::wait);
+    let failed = done.err().map(|error| error.to_string());
+    let sessions = forward.replies.iter().map(|reply| reply.session).collect();
+    let answers: Vec<_> = forward
+        .replies
+        .into_iter()
+        .map(|reply| {
+            let (outbox, seq) = (reply.outbox.clone(), reply.seq);
+            let result = match &failed {
+                Some(error) => Err(error.clone()),
+                None => read(reply).map_err(|error| error.to_string()),
+            };
+            (outbox, seq, result)
+        })
+        .collect();
+    // Before the answers leave: a frontend that has one may send its next step, and the engine
+    // has to know by then that this one is no longer in flight. While the daemon stops, the
+    // engine is gone and what it submitted is still answered.
+    let _ = engine.send(EngineMessage::Completed { sessions });
+    for (outbox, seq, result) in answers {
+        answer(&outbox, seq, result);
     }
 }
 

@@ -110,16 +110,25 @@ impl SocketReceiver {
     }
 }
 
-/// The sending half. Clones send independently of each other.
-#[derive(Clone)]
-pub struct SocketSender(RouterSendHalf);
-
-impl SocketSender {
+/// Where replies leave. Clones send independently of each other.
+pub trait SendReply: Clone + Send + 'static {
     /// Sends one message.
     ///
     /// # Errors
     /// [`SocketError::Send`], [`SocketError::Stuck`].
-    pub async fn send(&mut self, peer: &Peer, payload: Vec<u8>) -> Result<(), SocketError> {
+    fn send(
+        &mut self,
+        peer: &Peer,
+        payload: Vec<u8>,
+    ) -> impl Future<Output = Result<(), SocketError>> + Send;
+}
+
+/// The sending half.
+#[derive(Clone)]
+pub struct SocketSender(RouterSendHalf);
+
+impl SendReply for SocketSender {
+    async fn send(&mut self, peer: &Peer, payload: Vec<u8>) -> Result<(), SocketError> {
         let mut message = ZmqMessage::from(payload);
         message.push_front(peer.0.clone().into());
         match timeout(SEND_TIMEOUT, self.0.send(message)).await {

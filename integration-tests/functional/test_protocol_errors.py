@@ -108,9 +108,12 @@ INVALID_STEPS: dict[str, tuple[Break, str]] = {
     "an empty prompt": (lambda f: f.step(new_requests=[new_request(1, [], [2])]), "prompt"),
     "a token beyond the vocabulary": (
         lambda f: f.step(new_requests=[new_request(1, [5, 320], [2])]),
-        "320",
+        "token 1 of request",
     ),
-    "a negative token": (lambda f: f.step(new_requests=[new_request(1, [5, -1], [2])]), "-1"),
+    "a negative token": (
+        lambda f: f.step(new_requests=[new_request(1, [5, -1], [2])]),
+        "token 1 of request",
+    ),
     "a bitmask of the wrong size": (
         lambda f: decode(f, grammar={"rows": [0], "bitmask": [0] * 9}),
         "bitmask",

@@ -7,6 +7,7 @@ use metal_rpc_protocol::{ErrorCode, ErrorReply, Scope};
 use tracing::warn;
 
 use super::{Engine, EngineMessage, EngineRequest};
+use crate::limits::MAX_STEPS_WAITING;
 use crate::session::state::WaitingStep;
 use crate::session::{Session, SessionId};
 
@@ -27,14 +28,16 @@ impl Engine {
                 seq,
                 received,
                 request,
+                ticket,
             } => {
+                drop(ticket);
                 if self.sessions.contains_key(&session) {
                     self.serve(session, (seq, received), request);
                 }
             }
             EngineMessage::Loaded { key, result } => self.loaded(key, result),
             EngineMessage::Completed { sessions } => self.completed(&sessions),
-            EngineMessage::Stop => unreachable!("`run` stops before it hands this on"),
+            EngineMessage::Stop => unreachable!("`turn` ends before it hands this on"),
         }
     }
 
@@ -86,6 +89,11 @@ impl Engine {
             let message = format!(
                 "{num_steps} steps of this session are in flight, the most is {MAX_STEPS_IN_FLIGHT}"
             );
+            return Err(refusal(ErrorCode::TooManySteps, message));
+        }
+        if session.waiting.len() >= MAX_STEPS_WAITING {
+            let message =
+                format!("{MAX_STEPS_WAITING} steps of this session wait, which is the most");
             return Err(refusal(ErrorCode::TooManySteps, message));
         }
         session.waiting.push_back(step);

@@ -16,7 +16,7 @@ pub struct EngineHandle {
     pub messages: SyncSender<EngineMessage>,
     /// What it tells about itself, as of its last message.
     pub status: Arc<Mutex<EngineStatus>>,
-    threads: [JoinHandle<()>; 2],
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl EngineHandle {
@@ -37,7 +37,7 @@ impl EngineHandle {
             status: Arc::clone(&status),
         };
         let completed = messages.clone();
-        let threads = [
+        let threads = vec![
             spawn("engine", move || Engine::new(config, channels).run()),
             spawn("reply", move || reply::run(&forwards, &completed)),
         ];
@@ -46,6 +46,19 @@ impl EngineHandle {
             status,
             threads,
         })
+    }
+
+    /// The handle of an engine whose turns somebody else takes, on a thread of their own choice.
+    #[must_use]
+    pub fn without_threads(
+        messages: SyncSender<EngineMessage>,
+        status: Arc<Mutex<EngineStatus>>,
+    ) -> Self {
+        Self {
+            messages,
+            status,
+            threads: Vec::new(),
+        }
     }
 
     /// Lets the steps in flight finish, then ends both threads.

@@ -37,8 +37,10 @@ impl Engine {
             ));
         }
         let (dtype, mode) = check_load(&load)?;
-        let key =
-            ModelKey::of_folder(load.path.as_ref(), dtype).map_err(|error| model_error(&error))?;
+        let folder = self.config.model_roots.admit(load.path.as_ref());
+        let key = folder
+            .and_then(|folder| ModelKey::of_folder(&folder, dtype))
+            .map_err(|error| model_error(&error))?;
         let session = self.session(id);
         session.load = Some(load);
         session.logprobs_mode = mode;

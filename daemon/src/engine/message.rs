@@ -7,7 +7,7 @@ use metal_rpc_protocol::{CreateCache, Exec, LoadModel, ReserveMemory, Sample};
 use crate::models::loaded::ModelKey;
 use crate::models::{Model, ModelError};
 use crate::outbox::Outbox;
-use crate::session::SessionId;
+use crate::session::{SessionId, Ticket};
 
 /// Everything that can happen to the engine.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub enum EngineMessage {
         received: Instant,
         /// The message.
         request: EngineRequest,
+        /// Its place in the queue.
+        ticket: Ticket,
     },
     /// A model was loaded, or not.
     Loaded {

@@ -22,6 +22,14 @@ pub enum ModelError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The path, or a file in it, leads to where the daemon may not read models.
+    #[error("{} is not under a folder that models may be read from ({}); start metald with --model-root, or METAL_RPC_MODEL_ROOTS", path.display(), shown(roots))]
+    OutsideRoots {
+        /// What was asked for.
+        path: PathBuf,
+        /// Where models may lie.
+        roots: Vec<PathBuf>,
+    },
     /// A JSON file is not what its name promises.
     #[error("{} is not valid: {source}", path.display())]
     Json {
@@ -178,7 +186,9 @@ impl ModelError {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
                 ErrorCode::InvalidModel
             }
-            Self::Read { .. } | Self::NoWeights { .. } => ErrorCode::ModelNotFound,
+            Self::Read { .. } | Self::OutsideRoots { .. } | Self::NoWeights { .. } => {
+                ErrorCode::ModelNotFound
+            }
             Self::Unsupported { .. }
             | Self::Quantized { .. }
             | Self::TensorDtype { .. }
@@ -196,4 +206,12 @@ impl ModelError {
             Self::Kernel(_) | Self::Mlx(_) => ErrorCode::StepFailed,
         }
     }
+}
+
+fn shown(roots: &[PathBuf]) -> String {
+    let shown: Vec<_> = roots
+        .iter()
+        .map(|root| root.display().to_string())
+        .collect();
+    shown.join(", ")
 }

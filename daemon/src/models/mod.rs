@@ -4,6 +4,7 @@
 //! - [`config`]: `config.json`, raw; [`args`]: resolved; `rope_args`, `layer_types`: parts of it
 //! - [`checkpoint`]: which tensors a folder holds; [`weights`]: tensors as arrays
 //! - `decoder`: embedding, blocks, norm and head, which all families have around their blocks
+//! - `roots`: which folders models may be read from
 //! - one file per family, named as its `model_type`
 //!
 //! # Adding a family
@@ -30,6 +31,7 @@ mod error;
 mod file;
 mod layer_types;
 pub mod loaded;
+mod roots;
 mod rope_args;
 pub mod weights;
 
@@ -44,7 +46,9 @@ use metal_rpc_kernels::AttentionMetadata;
 use metal_rpc_protocol::KvCacheSpec;
 use mlx_rs::{Array, DeviceType};
 
-pub use self::{args::ModelArgs, config::Config, dtype::Dtype, error::ModelError};
+pub use self::{
+    args::ModelArgs, config::Config, dtype::Dtype, error::ModelError, roots::ModelRoots,
+};
 use self::{checkpoint::Checkpoint, weights::Weights};
 use crate::kv_cache::{KvCache, LayerCache};
 

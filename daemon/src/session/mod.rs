@@ -4,6 +4,7 @@
 //! - [`registry`]: who is connected, and since when it is silent (dispatcher's side)
 //! - [`state`]: model, blocks and requests of a session (engine's side)
 //! - [`request_state`]: one request, as rebuilt from the scheduler's diffs
+//! - [`ticket`]: how much of the engine's queue a session may take
 //! - [`token_table`]: the token ids of all running requests, on the device
 //! - [`validate`]: a step from the wire, applied and checked; [`step_error`]: why it is refused
 
@@ -11,6 +12,7 @@ pub mod registry;
 pub mod request_state;
 pub mod state;
 pub mod step_error;
+pub mod ticket;
 pub mod token_table;
 pub mod validate;
 
@@ -18,5 +20,6 @@ pub use registry::{Registry, SessionId};
 pub use request_state::CachedRequestState;
 pub use state::{Session, SessionCache};
 pub use step_error::StepError;
+pub use ticket::{Ticket, Tickets};
 pub use token_table::TokenTable;
 pub use validate::{ValidRow, ValidStep};

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use metal_rpc_protocol::{Hello, SessionToken};
 
+use super::ticket::Tickets;
 use crate::outbox::Outbox;
 use crate::socket::Peer;
 
@@ -24,6 +25,8 @@ pub struct Connection {
     pub outbox: Outbox,
     /// Where its replies are sent: the peer that last showed the token.
     pub peer: Arc<Mutex<Peer>>,
+    /// Its places in the engine's queue.
+    pub tickets: Tickets,
     /// When it was last heard.
     pub last_heard: Instant,
     /// `seq` of its last message.
@@ -60,6 +63,7 @@ impl Registry {
             hello,
             outbox,
             peer,
+            tickets: Tickets::default(),
             last_heard: now,
             last_seq: 0,
         };
@@ -97,14 +101,18 @@ impl Registry {
     }
 
     /// Removes the sessions that were silent for longer than `lease`, and those whose outbox is
-    /// closed.
+    /// closed; in the order in which they were opened.
     pub fn expire(&mut self, now: Instant, lease: Duration) -> Vec<Connection> {
-        self.by_token
-            .extract_if(|_, connection| {
-                connection.outbox.is_closed() || now - connection.last_heard > lease
-            })
+        let is_over = |connection: &Connection| {
+            connection.outbox.is_closed() || now - connection.last_heard > lease
+        };
+        let mut expired: Vec<_> = self
+            .by_token
+            .extract_if(|_, connection| is_over(connection))
             .map(|(_, connection)| connection)
-            .collect()
+            .collect();
+        expired.sort_by_key(|connection| connection.id);
+        expired
     }
 
     /// All sessions.

@@ -37,12 +37,23 @@ pub enum StepError {
         num_prompt_tokens: u32,
         actual: usize,
     },
-    #[error("request {req_id} has token id {token_id}, the vocabulary has {vocab_size} entries")]
+    // Not the token's id: frontends and this daemon write errors into logs.
+    #[error(
+        "token {position} of request {req_id} is none of the vocabulary's {vocab_size} entries"
+    )]
     TokenOutOfRange {
         req_id: String,
-        token_id: i32,
+        position: usize,
         vocab_size: u32,
     },
+    #[error("request {req_id} has {actual} blocks, max_model_len of this session needs {limit}")]
+    TooManyBlocks {
+        req_id: String,
+        actual: usize,
+        limit: usize,
+    },
+    #[error("handle {handle} opens a request that its step does not run")]
+    NotRun { handle: u32 },
     #[error("row {row} is named by {name}, the step has {rows} rows")]
     RowOutOfRange {
         name: &'static str,

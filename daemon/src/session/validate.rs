@@ -121,6 +121,11 @@ impl SessionCache {
             }
             step.rows.push(row);
         }
+        // The tokens of a request are written with the step that runs it first.
+        let is_run = |(handle, _): &&(u32, Vec<i32>)| seen[*handle as usize];
+        if let Some((handle, _)) = step.new_tokens.iter().find(|new| !is_run(new)) {
+            return Err(StepError::NotRun { handle: *handle });
+        }
         let limit = self.limits.max_num_batched_tokens;
         step.num_tokens = u32::try_from(num_tokens)
             .ok()
@@ -179,15 +184,16 @@ impl SessionCache {
             });
         }
         let vocab_size = limits.vocab_size;
-        let is_bad = |id: &&i32| u32::try_from(**id).map_or(true, |id| id >= vocab_size);
-        if let Some(token_id) = token_ids.0.iter().find(is_bad).copied() {
+        let is_bad = |id: &i32| u32::try_from(*id).map_or(true, |id| id >= vocab_size);
+        if let Some(position) = token_ids.0.iter().position(is_bad) {
             return Err(StepError::TokenOutOfRange {
                 req_id,
-                token_id,
+                position,
                 vocab_size,
             });
         }
         let block_ids = only_group(&req_id, block_ids)?;
+        check_table(&req_id, block_ids.len(), self.most_blocks())?;
         let seed = match sampling_params.seed {
             Some(seed) => seed.cast_unsigned(),
             None => self.seeds.next_seed(),
@@ -211,10 +217,16 @@ impl SessionCache {
             row,
             rows: handles.len(),
         })?;
+        let limit = self.most_blocks();
         let request = self.known_request(handle)?;
         let block_ids = only_group(&request.req_id, block_ids)?;
         request.block_ids.extend(block_ids);
-        Ok(())
+        check_table(&request.req_id, request.block_ids.len(), limit)
+    }
+
+    /// Blocks that the longest request needs.
+    fn most_blocks(&self) -> usize {
+        self.token_table.row_len().div_ceil(self.block_size) as usize
     }
 
     /// Checks one row, appends its pool blocks to `block_table` and counts the token it samples.
@@ -351,6 +363,19 @@ pub fn check_grammar(
             rows: grammar.rows.len(),
             actual,
             expected,
+        });
+    }
+    Ok(())
+}
+
+/// A table that is longer than the longest request needs would grow without end.
+fn check_table(req_id: &str, actual: usize, limit: usize) -> Result<(), StepError> {
+    if actual > limit {
+        let req_id = req_id.to_owned();
+        return Err(StepError::TooManyBlocks {
+            req_id,
+            actual,
+            limit,
         });
     }
     Ok(())

@@ -99,8 +99,8 @@ fn a_step_that_breaks_a_rule_ends_its_session_alone() {
             with_row(new(1, &[0; 65]), (1, 0, 64)),
             "65 tokens, max_model_len of this session is 64",
         ),
-        (with_row(new(1, &[5, 64]), (1, 0, 2)), "token id 64"),
-        (with_row(new(1, &[-1]), (1, 0, 1)), "token id -1"),
+        (with_row(new(1, &[5, 64]), (1, 0, 2)), "token 1 of request"),
+        (with_row(new(1, &[-1]), (1, 0, 1)), "token 0 of request"),
         (no_prompt, "7 prompt tokens of 6"),
         (
             bad_blocks(vec![vec![1, 40]]),

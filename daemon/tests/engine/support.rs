@@ -9,8 +9,9 @@ use metal_rpc_protocol::{
 };
 use metald::device::{Device, MemoryBudget};
 use metald::engine::{EngineConfig, EngineHandle, EngineMessage, EngineRequest};
+use metald::models::ModelRoots;
 use metald::outbox::Outbox;
-use metald::session::SessionId;
+use metald::session::{SessionId, Ticket};
 use tokio::sync::mpsc;
 
 pub(super) const BLOCK_SIZE: u32 = 4;
@@ -27,6 +28,7 @@ pub(super) fn engine() -> EngineHandle {
         device: Device::Cpu,
         memory,
         model_keep_alive: Duration::from_secs(60),
+        model_roots: ModelRoots::everything(),
     };
     EngineHandle::start(config).expect("the CPU can be used")
 }
@@ -106,6 +108,7 @@ impl<'a> Frontend<'a> {
                 seq,
                 received,
                 request,
+                ticket: Ticket::default(),
             },
         );
         seq
