@@ -7,8 +7,10 @@ mod activation;
 mod attention;
 mod block;
 mod embedding;
+mod expert_linear;
 mod linear;
 mod mlp;
+mod moe;
 mod norm;
 mod rope;
 
@@ -17,8 +19,10 @@ pub use self::{
     attention::{Attention, AttentionArgs, QkNorm},
     block::{Block, DecoderBlock, DenseArgs, FeedForward, NormPlacement, ResidualArgs},
     embedding::Embedding,
+    expert_linear::ExpertLinear,
     linear::Linear,
     mlp::{Mlp, MlpArgs, MlpInput},
+    moe::{Moe, MoeArgs, SharedExpertArgs, SparseMlp},
     norm::{Norm, NormArgs, NormKind},
     rope::{Rope, RopeArgs, RopeScaling},
 };

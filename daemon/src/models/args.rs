@@ -10,7 +10,7 @@ use crate::layers::{
 
 /// Most of any count or size in a configuration. Products of three stay far below 2^63, and the
 /// sum of a fused layer's rows below 2^31, MLX's limit of a dimension.
-const MAX_DIM: i32 = 1 << 24;
+pub(super) const MAX_DIM: i32 = 1 << 24;
 
 /// What a family's checkpoints leave out, and how they spell the rest.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     kv_cache::KvCache,
-    layers::{Attention, Block, DecoderBlock, DenseArgs, Embedding, Linear, Norm},
+    layers::{Attention, Block, DecoderBlock, DenseArgs, Embedding, Linear, MoeArgs, Norm},
 };
 
 /// What a family does around its blocks, beside the dimensions.
@@ -62,6 +62,23 @@ impl Decoder {
     ) -> Result<Box<dyn Model>, ModelError> {
         Self::load(args, decoder_args, weights, |layer, name, weights| {
             Block::dense(name, &block(layer), weights)
+        })
+    }
+
+    /// Loads a model of Llama's tensor names whose blocks have experts, as `block` describes them
+    /// by index, or where it gives none a plain MLP.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(super) fn sparse<'a>(
+        args: &ModelArgs,
+        decoder_args: DecoderArgs,
+        weights: Weights<'_>,
+        block: impl Fn(usize) -> (DenseArgs<'a>, Option<MoeArgs>),
+    ) -> Result<Box<dyn Model>, ModelError> {
+        Self::load(args, decoder_args, weights, |layer, name, weights| {
+            let (dense, moe) = block(layer);
+            Block::sparse(name, &dense, moe.as_ref(), weights)
         })
     }
 

@@ -1,0 +1,76 @@
+//! The same linear layer of many experts, each row through one of them.
+
+use metal_rpc_kernels::{self as kernels, ExpertGroups};
+use mlx_rs::Array;
+
+use crate::models::{
+    ModelError,
+    weights::{Part, Weights},
+};
+
+/// Dimensions of an [`ExpertLinear`], of one expert.
+#[derive(Clone, Debug)]
+pub struct ExpertLinearArgs<'a> {
+    /// How many experts there are.
+    pub num_experts: i32,
+    /// Names below an expert of what is one product, with their numbers of outputs.
+    pub parts: &'a [(&'a str, i32)],
+    /// Elements of a row.
+    pub inputs: i32,
+    /// Each part has a bias.
+    pub bias: bool,
+}
+
+/// `x[row] @ weight[expert of row].T + bias[expert of row]`.
+#[derive(Debug)]
+pub struct ExpertLinear {
+    /// `[num_experts, outputs, inputs]`.
+    weight: Array,
+    /// `[num_experts, outputs]`.
+    bias: Option<Array>,
+}
+
+impl ExpertLinear {
+    /// Loads the experts `name.0`, `name.1` and so on, into one array.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn load(
+        name: &str,
+        args: &ExpertLinearArgs<'_>,
+        weights: &mut Weights<'_>,
+    ) -> Result<Self, ModelError> {
+        let tensors = |kind: &str| -> Vec<Part> {
+            (0..args.num_experts)
+                .flat_map(|expert| args.parts.iter().map(move |part| (expert, part)))
+                .map(|(expert, (part, outputs))| {
+                    (format!("{name}.{expert}.{part}.{kind}"), *outputs)
+                })
+                .collect()
+        };
+        let outputs = args.parts.iter().map(|(_, outputs)| outputs).sum();
+        let weight = weights.matrix(&tensors("weight"), args.inputs)?;
+        let bias = match args.bias {
+            true => {
+                let bias = weights.vector(&tensors("bias"))?;
+                Some(bias.reshape(&[args.num_experts, outputs])?)
+            }
+            false => None,
+        };
+        Ok(Self {
+            weight: weight.reshape(&[args.num_experts, outputs, args.inputs])?,
+            bias,
+        })
+    }
+
+    /// # Shapes
+    /// - `x`: `[rows, inputs]`, in the order of `groups`
+    /// - returns `[rows, outputs]`, dtype of `x`
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn forward(&self, x: &Array, groups: &ExpertGroups) -> Result<Array, ModelError> {
+        let bias = self.bias.as_ref();
+        Ok(kernels::expert_linear(x, groups, &self.weight, bias)?)
+    }
+}
