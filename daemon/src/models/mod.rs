@@ -1,8 +1,10 @@
 //! Step 5: the model families, and how a checkpoint becomes one.
 //!
 //! # Layout
-//! - [`config`]: `config.json`, raw; [`args`]: resolved; `rope_args`, `layer_types`: parts of it
-//! - [`checkpoint`]: which tensors a folder holds; [`weights`]: tensors as arrays
+//! - [`config`]: `config.json`, raw; [`args`]: resolved; `rope_args`, `moe_args`, `layer_types`:
+//!   parts of it
+//! - [`checkpoint`]: which tensors a folder holds; [`weights`]: tensors as arrays;
+//!   `rename`: what families do with their names
 //! - `decoder`: embedding, blocks, norm and head, which all families have around their blocks
 //! - `roots`: which folders models may be read from
 //! - one file per family, named as its `model_type`
@@ -31,14 +33,19 @@ mod error;
 mod file;
 mod layer_types;
 pub mod loaded;
+mod moe_args;
+mod rename;
 mod roots;
 mod rope_args;
 pub mod weights;
 
 pub mod llama;
 pub mod mistral;
+pub mod mixtral;
 pub mod qwen2;
+pub mod qwen2_moe;
 pub mod qwen3;
+pub mod qwen3_moe;
 
 use std::{fmt::Debug, path::Path};
 
@@ -71,7 +78,15 @@ pub struct Family {
 }
 
 /// All families.
-pub const FAMILIES: &[Family] = &[llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    mixtral::FAMILY,
+    qwen2::FAMILY,
+    qwen2_moe::FAMILY,
+    qwen3::FAMILY,
+    qwen3_moe::FAMILY,
+];
 
 /// A model with its weights, ready to run.
 pub trait Model: Debug + Send {

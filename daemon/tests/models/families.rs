@@ -22,6 +22,14 @@ pub(crate) struct Row {
     /// Name of the checkpoint, which starts with the family's.
     pub(crate) name: String,
     model_type: String,
+    config: serde_json::Value,
+}
+
+impl Row {
+    /// A router chooses among experts.
+    pub(crate) fn has_experts(&self) -> bool {
+        self.config.get("num_experts_per_tok").is_some()
+    }
 }
 
 /// What the reference makes of a checkpoint.

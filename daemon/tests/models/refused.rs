@@ -65,7 +65,7 @@ fn configs_that_cannot_be_run_are_refused() {
             "model_type",
             json!("mamba"),
             UnsupportedModel,
-            &["model_type mamba", "supported: llama, mistral, qwen2"],
+            &["model_type mamba", "supported: llama, mistral"],
         ),
         (
             "model_type",
@@ -118,6 +118,19 @@ fn configs_that_cannot_be_run_are_refused() {
         InvalidModel,
         &["sliding_window must be above 0"],
     );
+
+    let mut copy = Copy::of(TIED);
+    copy.config["model_type"] = json!("mixtral");
+    copy.config["architectures"] = Value::Null;
+    copy.config["num_local_experts"] = json!(4);
+    let absent = "num_experts_per_tok must be between 1 and 16777216, but is absent";
+    refused(copy.write(), InvalidModel, &[absent]);
+    copy.config["num_experts_per_tok"] = json!(5);
+    let too_many = "num_experts_per_tok must be at most the number of experts, but is 5";
+    refused(copy.write(), InvalidModel, &[too_many]);
+    copy.config["num_experts_per_tok"] = json!(2);
+    let name = "tensor model.layers.0.mlp.gate.weight is missing";
+    refused(copy.write(), InvalidModel, &[name]);
 
     let copy = Copy::of(TIED);
     copy.write();
