@@ -19,6 +19,7 @@ mod grant;
 mod handle;
 mod loading;
 mod message;
+mod prompt_scores;
 mod sampling;
 mod status;
 

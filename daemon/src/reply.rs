@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use metal_rpc_kernels::{self as kernels, KernelError};
 use metal_rpc_protocol::{
-    ErrorCode, ErrorReply, Logprobs, PromptLogprobs, Reply, RowError, Scope, StepResult,
+    ErrorCode, ErrorReply, Logprobs, PromptLogprobs, PromptTokenIdLogprobs, Reply, RowError, Scope,
+    StepResult,
 };
 use mlx_rs::Array;
 
 use crate::engine::EngineMessage;
 use crate::outbox::Outbox;
-use crate::sampler::{Sampled, SampledLogprobs};
+use crate::sampler::{PromptScores, Sampled, SampledLogprobs};
 use crate::session::SessionId;
 
 /// A submitted forward, or the sampling of one that waited for its grammar.
@@ -42,8 +43,8 @@ pub struct PendingReply {
     pub sampled_rows: Vec<u32>,
     /// Their tokens; absent when no row samples.
     pub sampled: Option<Sampled>,
-    /// Log probabilities of prompts that this step completes, a chunk after the other.
-    pub prompt_logprobs: Vec<(u32, Vec<SampledLogprobs>)>,
+    /// Scores of prompts that this step completes.
+    pub prompt_scores: Vec<(u32, PromptScores)>,
     /// When the step arrived.
     pub received: Instant,
     /// When it was submitted.
@@ -125,15 +126,36 @@ fn read(reply: PendingReply) -> Result<StepResult, KernelError> {
             result.logprobs = Some(spread(logprobs, &reply.sampled_rows, reply.num_rows));
         }
     }
-    for (row, chunks) in &reply.prompt_logprobs {
-        let logprobs = read_logprobs(chunks)?;
-        result.prompt_logprobs.push(PromptLogprobs {
-            row: *row,
-            logprobs,
-        });
+    for (row, scores) in &reply.prompt_scores {
+        read_prompt_scores(*row, scores, &mut result)?;
     }
     result.run_us = micros(reply.submitted.elapsed());
     Ok(result)
+}
+
+fn read_prompt_scores(
+    row: u32,
+    scores: &PromptScores,
+    result: &mut StepResult,
+) -> Result<(), KernelError> {
+    if !scores.logprobs.is_empty() {
+        let logprobs = read_logprobs(&scores.logprobs)?;
+        result
+            .prompt_logprobs
+            .push(PromptLogprobs { row, logprobs });
+    }
+    if let Some(first) = scores.token_ids.first() {
+        let mut logprobs = Vec::new();
+        for chunk in &scores.token_ids {
+            logprobs.extend(kernels::to_vec_f32(chunk)?);
+        }
+        result.prompt_token_id_logprobs.push(PromptTokenIdLogprobs {
+            row,
+            num_columns: first.shape()[1].cast_unsigned(),
+            logprobs: logprobs.into(),
+        });
+    }
+    Ok(())
 }
 
 fn micros(duration: Duration) -> u32 {

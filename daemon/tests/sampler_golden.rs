@@ -4,7 +4,9 @@
 
 use metal_rpc_kernels as kernels;
 use metal_rpc_protocol::SamplingParams;
-use metald::sampler::{LogprobsMode, SampleRow, Sampled, prompt_logprobs, sample};
+use metald::sampler::{
+    LogprobsMode, SampleRow, Sampled, prompt_logprobs, prompt_token_scores, sample,
+};
 use mlx_rs::{Array, transforms::eval};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -258,5 +260,15 @@ fn scores_and_ranks_of_given_tokens_are_vllms() {
         let expected = &golden.ranks[number * num_targets..][..num_targets];
         assert_eq!(ranks, expected, "ranks of logits {number}");
         assert!(ids.chunks(columns).map(|ids| &ids[0]).eq(&golden.targets));
+        // The same tokens by name, all of them in one row; what is no token scores -inf.
+        let mut named = golden.targets.clone();
+        named.extend([-1, dim(golden.vocab_size), i32::MAX]);
+        let row = Array::from_slice(row, &[1, dim(row.len())]);
+        let named = Array::from_slice(&named, &[1, dim(named.len())]);
+        let by_name = prompt_token_scores(&row, &named, mode).expect("scored");
+        eval([&by_name]).expect("the pass runs");
+        let mut expected: Vec<f32> = scores.iter().step_by(columns).copied().collect();
+        expected.extend([f32::NEG_INFINITY; 3]);
+        assert_eq!(kernels::to_vec_f32(&by_name).expect("scores"), expected);
     }
 }

@@ -27,6 +27,9 @@ GREEDY: Final[Body] = {
     "logprobs": None,
     "prompt_logprobs": None,
     "logprob_token_ids": None,
+    "thinking_budget": None,
+    "prompt_logprob_token_ids": None,
+    "trace_decode_token_ids": None,
 }
 
 

@@ -32,8 +32,8 @@ _SPECS: Final = {
     "MemoryReserved": "available_bytes",
     "CacheCreated": "num_blocks block_bytes",
     "StepResult": (
-        "token_ids:i32 logprobs:Logprobs? prompt_logprobs:PromptLogprobs* row_errors:RowError* "
-        "queue_us run_us"
+        "token_ids:i32 logprobs:Logprobs? prompt_logprobs:PromptLogprobs* "
+        "prompt_token_id_logprobs:PromptTokenIdLogprobs* row_errors:RowError* queue_us run_us"
     ),
     "Pong": "",
     "Farewell": "",
@@ -47,12 +47,17 @@ _SPECS: Final = {
     "SamplingParams": (
         "temperature top_p top_k min_p seed presence_penalty frequency_penalty "
         "repetition_penalty min_tokens stop_token_ids logit_bias allowed_token_ids "
-        "bad_words_token_ids logprobs prompt_logprobs logprob_token_ids"
+        "bad_words_token_ids logprobs prompt_logprobs logprob_token_ids "
+        "thinking_budget:ThinkingBudget? prompt_logprob_token_ids:PromptLogprobTokenIds? "
+        "trace_decode_token_ids"
     ),
+    "ThinkingBudget": "max_tokens start_token_ids natural_end_token_ids end_token_ids",
+    "PromptLogprobTokenIds": "start num_columns token_ids:i32",
     "NewBlocks": "row block_ids",
     "GrammarBitmask": "rows bitmask:i32",
     "Logprobs": "num_columns token_ids:i32 logprobs:f32 ranks:i32",
     "PromptLogprobs": "row logprobs:Logprobs",
+    "PromptTokenIdLogprobs": "row num_columns logprobs:f32",
     "RowError": "row message",
     "KvCacheSpec": "layer_name num_kv_heads head_dim dtype sliding_window",
     "SessionStatus": (

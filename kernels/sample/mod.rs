@@ -7,6 +7,7 @@ mod native;
 mod params;
 mod process;
 mod scores;
+mod thinking;
 
 #[cfg(test)]
 mod cases;
@@ -74,6 +75,13 @@ pub struct TokenScores {
     pub ranks: Array,
 }
 
+impl TokenScores {
+    /// All that has to be computed.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        [&self.token_ids, &self.logprobs, &self.ranks].into_iter()
+    }
+}
+
 /// Samples a token from each row.
 ///
 /// A row's result is the same bits whatever other rows are in the batch and however many threads
@@ -81,7 +89,7 @@ pub struct TokenScores {
 ///
 /// # Shapes
 /// - `logits`: `[rows, vocab_size]` float32
-/// - `token_table`: `[n]` i32; read by rows with penalties or bad words alone
+/// - `token_table`: `[n]` i32; read by rows that [need their history](SampleParams::needs_history)
 /// - result: `[rows]` i32, -1 where no token can be drawn; scores if any row asks for them
 ///
 /// Rows with fewer scores than others are padded with token 0 at -inf.
@@ -195,6 +203,40 @@ pub fn score_tokens(
         logprobs,
         ranks,
     })
+}
+
+/// Scores the tokens that each row names.
+///
+/// # Shapes
+/// - `logits`: `[rows, vocab_size]` float32
+/// - `token_ids`: `[rows, columns]` i32; what is no token of the vocabulary scores -inf
+/// - result: `[rows, columns]` float32
+///
+/// # Errors
+/// [`KernelError`] if shapes and dtypes do not fit.
+pub fn score_token_ids(logits: &Array, token_ids: &Array, mode: LogprobsMode) -> Result<Array> {
+    const CHECK: Arguments = Arguments {
+        kernel: "score_token_ids",
+    };
+    let vocab_size = check_logits(CHECK, logits)?;
+    let rows = logits.shape()[0];
+    const RULE: &str = "[rows, columns] with the logits' `rows`";
+    CHECK.ndim("token_ids", token_ids, 2, RULE)?;
+    CHECK.dtype("token_ids", token_ids, Dtype::Int32, "int32")?;
+    let shape = [rows, token_ids.shape()[1]];
+    CHECK.dims("token_ids", token_ids, &shape, RULE)?;
+    let node = native::ScoreTokenIds {
+        rows: CHECK.size(rows),
+        vocab_size,
+        normalize: mode.normalizes(),
+        columns: CHECK.size(shape[1]),
+    };
+    let scores = Output::Fresh {
+        shape: &shape,
+        dtype: Dtype::Float32,
+    };
+    let [scores] = node.add(&[logits, token_ids], [scores])?;
+    Ok(scores)
 }
 
 /// The size of the vocabulary, which is not zero.

@@ -11,7 +11,7 @@ use super::{
     lanes,
     params::{PARAMS_WORDS, SampleParams},
     process,
-    scores::{Reported, ScoreRow},
+    scores::{Reported, ScoreRow, score_tokens},
 };
 use crate::{
     node::{HostKernel, View},
@@ -50,7 +50,10 @@ impl HostKernel for Sample {
         for_each_row(self.rows, self.vocab_size * PASSES, |row, scratch| {
             let raw = &logits[row * self.vocab_size..][..self.vocab_size];
             let row_params = SampleParams::from_words(&params[row]);
-            let token = scratch.sample(raw, &row_params, lists, table);
+            let token = match scratch.sample(raw, &row_params, lists, table) {
+                NO_TOKEN => NO_TOKEN,
+                drawn => row_params.traced.unwrap_or(drawn),
+            };
             // SAFETY: each row is one task's.
             let own = unsafe { tokens.part(row, 1) };
             own[0] = token;
@@ -95,6 +98,32 @@ impl HostKernel for ScoreTokens {
             // SAFETY: each row is one task's.
             let mut out = unsafe { scores.row(row) };
             out.fill(values, self.normalize, targets[row], reported);
+        });
+    }
+}
+
+/// The scores of tokens that each row names.
+#[derive(Clone, Copy)]
+pub(super) struct ScoreTokenIds {
+    pub(super) rows: usize,
+    pub(super) vocab_size: usize,
+    pub(super) normalize: bool,
+    pub(super) columns: usize,
+}
+
+impl HostKernel for ScoreTokenIds {
+    const NAME: &'static CStr = c"score_token_ids";
+
+    fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]) {
+        let logits = inputs[0].as_slice::<f32>();
+        let token_ids = inputs[1].as_slice::<i32>();
+        let scores = Shared::new(outputs[0].as_mut_slice::<f32>());
+        for_each_row(self.rows, self.vocab_size * PASSES, |row, _| {
+            let values = &logits[row * self.vocab_size..][..self.vocab_size];
+            let cells = row * self.columns..(row + 1) * self.columns;
+            // SAFETY: each row is one task's.
+            let own = unsafe { scores.part(cells.start, self.columns) };
+            score_tokens(values, self.normalize, &token_ids[cells], own);
         });
     }
 }

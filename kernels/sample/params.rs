@@ -65,6 +65,11 @@ pub struct SampleParams {
     pub bias: Span,
     /// Tokens to score instead of the most likely ones.
     pub scored: Span,
+    /// How long the request may think: the number of tokens, the lengths of the phrases that begin
+    /// it, end it and are forced to end it, and the phrases one after the other.
+    pub thinking: Span,
+    /// The token to report in place of the one that is drawn.
+    pub traced: Option<i32>,
 }
 
 /// Temperatures below this take the most likely token (vLLM's `_SAMPLING_EPS`).
@@ -73,8 +78,11 @@ pub const GREEDY_TEMPERATURE: f32 = 1e-5;
 /// Stands for "score nothing" among the counts of scored tokens.
 const NO_LOGPROBS: i32 = i32::MIN;
 
+/// Stands for "the one that is drawn" among traced tokens.
+const NOT_TRACED: i32 = -1;
+
 /// Words of 32 bits that [`SampleParams::to_words`] makes.
-pub(crate) const PARAMS_WORDS: usize = 25;
+pub(crate) const PARAMS_WORDS: usize = 28;
 
 impl Default for SampleParams {
     fn default() -> Self {
@@ -95,6 +103,8 @@ impl Default for SampleParams {
             stop: Span::default(),
             bias: Span::default(),
             scored: Span::default(),
+            thinking: Span::default(),
+            traced: None,
         }
     }
 }
@@ -117,7 +127,7 @@ impl SampleParams {
     /// Whether the row's tokens have to be read from the token table.
     #[must_use]
     pub fn needs_history(&self) -> bool {
-        self.has_penalties() || !self.bad_words.is_empty()
+        self.has_penalties() || !self.bad_words.is_empty() || !self.thinking.is_empty()
     }
 
     /// Whether the logits are drawn from (or maximised) as they are.
@@ -155,7 +165,7 @@ impl SampleParams {
         let history = self.history;
         let float = |value: f32| value.to_bits().cast_signed();
         let mut words = [0; PARAMS_WORDS];
-        words[..13].copy_from_slice(&[
+        words[..14].copy_from_slice(&[
             float(self.temperature),
             float(self.top_p),
             self.top_k.cast_signed(),
@@ -169,6 +179,7 @@ impl SampleParams {
             history.num_prompt_tokens.cast_signed(),
             history.num_tokens.cast_signed(),
             self.num_logprobs.unwrap_or(NO_LOGPROBS),
+            self.traced.unwrap_or(NOT_TRACED),
         ]);
         let spans = [
             self.grammar,
@@ -177,8 +188,9 @@ impl SampleParams {
             self.stop,
             self.bias,
             self.scored,
+            self.thinking,
         ];
-        for (pair, span) in words[13..].chunks_exact_mut(2).zip(spans) {
+        for (pair, span) in words[14..].chunks_exact_mut(2).zip(spans) {
             pair.copy_from_slice(&[span.start.cast_signed(), span.len.cast_signed()]);
         }
         words
@@ -206,12 +218,14 @@ impl SampleParams {
                 num_tokens: int(11),
             },
             num_logprobs: Some(words[12]).filter(|&count| count != NO_LOGPROBS),
-            grammar: span(13),
-            allowed: span(15),
-            bad_words: span(17),
-            stop: span(19),
-            bias: span(21),
-            scored: span(23),
+            traced: Some(words[13]).filter(|&token| token != NOT_TRACED),
+            grammar: span(14),
+            allowed: span(16),
+            bad_words: span(18),
+            stop: span(20),
+            bias: span(22),
+            scored: span(24),
+            thinking: span(26),
         }
     }
 }
@@ -276,6 +290,8 @@ mod tests {
             stop: next(),
             bias: next(),
             scored: next(),
+            thinking: next(),
+            traced: Some(4),
         };
         for params in [params, SampleParams::default()] {
             assert_eq!(SampleParams::from_words(&params.to_words()), params);

@@ -1,11 +1,19 @@
 //! What changes the logits before temperature: masks, bias and penalties, in vLLM's order.
 
-use super::params::{SampleParams, Span};
+use super::{
+    params::{SampleParams, Span},
+    thinking,
+};
+
+/// The logit of a token that must come next, whatever the others are.
+const FORCED: f32 = 1e9;
 
 /// The mark of a token that the prompt has, beside its count in the output.
 const IN_PROMPT: u32 = 1 << 31;
 
 /// Applies the grammar, and everything of vLLM's `Sampler.apply_logits_processors`.
+///
+/// The end of a thought comes last, so that nothing weakens it.
 ///
 /// `counts` is zeros, one a token of the vocabulary, and is left so.
 pub(super) fn process(
@@ -17,7 +25,9 @@ pub(super) fn process(
 ) {
     mask_grammar(logits, params.grammar.of(lists));
     keep_allowed(logits, params.allowed.of(lists));
-    let (prompt, output) = history(params, table);
+    let tokens = known_tokens(params, table);
+    let (prompt, output) =
+        tokens.split_at(tokens.len().min(params.history.num_prompt_tokens as usize));
     mask_bad_words(logits, params.bad_words.of(lists), output);
     mask_stop_tokens(logits, params.stop, lists, !params.grammar.is_empty());
     for pair in params.bias.of(lists).as_chunks::<2>().0 {
@@ -28,6 +38,11 @@ pub(super) fn process(
     if params.has_penalties() {
         counts.resize(logits.len(), 0);
         penalize(logits, params, prompt, output, counts);
+    }
+    if let Some(token) = thinking::forced_token(params.thinking.of(lists), tokens)
+        && let Some(logit) = logit(logits, token)
+    {
+        *logit = FORCED;
     }
 }
 
@@ -65,13 +80,12 @@ fn keep_allowed(logits: &mut [f32], allowed: &[i32]) {
 }
 
 /// The tokens of prompt and output; nothing if the row does not need them.
-fn history<'a>(params: &SampleParams, table: &'a [i32]) -> (&'a [i32], &'a [i32]) {
+fn known_tokens<'a>(params: &SampleParams, table: &'a [i32]) -> &'a [i32] {
     if !params.needs_history() {
-        return (&[], &[]);
+        return &[];
     }
     let history = params.history;
-    let tokens = &table[history.start as usize..][..history.num_tokens as usize];
-    tokens.split_at(history.num_prompt_tokens as usize)
+    &table[history.start as usize..][..history.num_tokens as usize]
 }
 
 /// Masks the last token of each word whose other tokens end the output.

@@ -47,12 +47,7 @@ impl ScoreRow<'_> {
             self.scores[0] = f32::NAN;
             return;
         };
-        let offset = if normalize { log_sum(logits, max) } else { 0.0 };
-        #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-        let score = |logit: f32| match normalize {
-            true => (f64::from(logit - max) - offset) as f32,
-            false => logit,
-        };
+        let score = scorer(logits, max, normalize);
         self.scores[0] = score(own);
         *self.rank = index(lanes::count_at_least(logits, own));
         let columns = self.token_ids[1..].iter_mut().zip(&mut self.scores[1..]);
@@ -66,14 +61,41 @@ impl ScoreRow<'_> {
             Reported::Tokens(tokens) => {
                 for ((id, value), &token) in columns.zip(tokens) {
                     *id = token;
-                    *value = usize::try_from(token)
-                        .ok()
-                        .and_then(|token| logits.get(token))
-                        .map_or(f32::NEG_INFINITY, |&logit| score(logit));
+                    *value = score_of(logits, token, &score);
                 }
             }
         }
     }
+}
+
+/// Scores `tokens` of one row; what is no token scores -inf, and a row with a NaN scores NaN.
+pub(super) fn score_tokens(logits: &[f32], normalize: bool, tokens: &[i32], out: &mut [f32]) {
+    let (max, has_nan) = lanes::largest(logits);
+    if has_nan {
+        out.fill(f32::NAN);
+        return;
+    }
+    let score = scorer(logits, max, normalize);
+    for (value, &token) in out.iter_mut().zip(tokens) {
+        *value = score_of(logits, token, &score);
+    }
+}
+
+/// What a logit of the row scores.
+fn scorer(logits: &[f32], max: f32, normalize: bool) -> impl Fn(f32) -> f32 {
+    let offset = if normalize { log_sum(logits, max) } else { 0.0 };
+    #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+    move |logit: f32| match normalize {
+        true => (f64::from(logit - max) - offset) as f32,
+        false => logit,
+    }
+}
+
+fn score_of(logits: &[f32], token: i32, score: impl Fn(f32) -> f32) -> f32 {
+    let logit = usize::try_from(token)
+        .ok()
+        .and_then(|token| logits.get(token));
+    logit.map_or(f32::NEG_INFINITY, |&logit| score(logit))
 }
 
 /// Logarithm of the sum of e^(logit - max).

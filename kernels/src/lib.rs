@@ -73,7 +73,7 @@ pub use rope::{RopePairing, rope};
 pub use route::{GroupRank, RouteGroups, RouteParams, RouteScores, Routes, route};
 pub use sample::{
     GREEDY_TEMPERATURE, History, LogprobsMode, SampleBatch, SampleParams, Span, TokenScores,
-    sample, score_tokens,
+    sample, score_token_ids, score_tokens,
 };
 pub use silu_mul::silu_mul;
 pub use slots::{gather_slots, write_slots};

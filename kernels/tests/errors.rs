@@ -3,8 +3,9 @@
 mod support;
 
 use metal_rpc_kernels::{
-    AttentionMetadata, AttentionParams, KernelError, RopePairing, argmax, gather_slots, linear,
-    paged_attention, reserve, reshape_and_cache, rms_norm, rope, silu_mul, write_slots,
+    AttentionMetadata, AttentionParams, KernelError, LogprobsMode, RopePairing, argmax,
+    gather_slots, linear, paged_attention, reserve, reshape_and_cache, rms_norm, rope,
+    score_token_ids, silu_mul, write_slots,
 };
 use mlx_rs::{Array, Dtype};
 use support::{array, array_i32, i32s, int};
@@ -50,6 +51,18 @@ fn shapes_and_dtypes_are_checked_before_a_node_is_made() {
     shape_error(turn(&x, &ints, &ones(&[3])), "inv_freq");
     shape_error(turn(&x, &array_i32(&[1]), &ones(&[2])), "positions");
     dtype_error(turn(&x, &ones(&[2]), &ones(&[2])), "positions");
+    let score =
+        |logits: &Array, ids: &Array| score_token_ids(logits, ids, LogprobsMode::RawLogprobs);
+    shape_error(score(&ones(&[2, 0]), &ints), "logits");
+    shape_error(score(&ones(&[2, 3]), &ints), "token_ids");
+    shape_error(
+        score(
+            &ones(&[1, 3]),
+            &array_i32(&[1, 2]).reshape(&[2, 1]).expect("two"),
+        ),
+        "token_ids",
+    );
+    dtype_error(score(&ones(&[2, 3]), &ones(&[2, 3])), "token_ids");
     dtype_error(gather_slots(&ones(&[2]), &ints), "table");
     let mut table = array_i32(&[1, 2, 3]);
     shape_error(write_slots(&mut table, &ints, &array_i32(&[1])), "values");

@@ -35,9 +35,14 @@ pub use handshake::{
     ModelLoaded, ReserveMemory, Welcome,
 };
 pub use message::{Reply, ReplyEnvelope, Request, RequestEnvelope, SessionToken};
-pub use sampling::{GrammarBitmask, Logprobs, SamplingParams};
+pub use sampling::{
+    GrammarBitmask, Logprobs, PromptLogprobTokenIds, SamplingParams, ThinkingBudget,
+};
 pub use status::{KvStatus, ModelStatus, SessionStatus, StatusReport};
-pub use step::{Exec, NewBlocks, NewRequest, PromptLogprobs, RowError, Sample, StepResult};
+pub use step::{
+    Exec, NewBlocks, NewRequest, PromptLogprobs, PromptTokenIdLogprobs, RowError, Sample,
+    StepResult,
+};
 
 /// The version of the protocol that this crate speaks.
 ///

@@ -30,6 +30,13 @@ pub const MAX_TOKEN_LIST: usize = MAX_VOCAB_SIZE;
 /// Sequences in `SamplingParams::bad_words_token_ids`.
 pub const MAX_BAD_WORDS: usize = 1 << 16;
 
+/// Tokens of a phrase that begins or ends a model's thinking: a sentence or two.
+pub const MAX_THINKING_MARKER: usize = 1024;
+
+/// Entries of `SamplingParams::prompt_logprob_token_ids`, which come with a request and go back as
+/// scores: vLLM's default of 20 for each token of a long prompt.
+pub const MAX_PROMPT_LOGPROB_TOKEN_IDS: usize = 1 << 22;
+
 /// Groups of layers that share a block table: one per kind of attention, and room.
 pub const MAX_KV_CACHE_GROUPS: usize = 64;
 
@@ -44,6 +51,7 @@ pub const MAX_DEPTH: usize = 8;
 /// tables, sampling parameters and a grammar bitmask.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
+const _: () = assert!(MAX_PROMPT_LOGPROB_TOKEN_IDS * size_of::<i32>() * 2 <= MAX_MESSAGE_BYTES);
 const _: () = assert!(8 * MAX_TOKENS_PER_REQUEST * size_of::<i32>() * 2 <= MAX_MESSAGE_BYTES);
 // One bitmask row per request and one bit per token of a 500 k vocabulary fit beside it.
 const _: () = assert!(MAX_REQUESTS_PER_STEP * 500_000 / 8 <= MAX_MESSAGE_BYTES);

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bounded;
-use crate::limits::{MAX_BAD_WORDS, MAX_REQUESTS_PER_STEP, MAX_TOKEN_LIST};
+use crate::limits::{
+    MAX_BAD_WORDS, MAX_REQUESTS_PER_STEP, MAX_THINKING_MARKER, MAX_TOKEN_LIST,
+    MAX_TOKENS_PER_REQUEST,
+};
 use crate::{F32Array, I32Array};
 
 /// The part of vLLM's `SamplingParams` (vllm/sampling_params.py) that a worker has to honour.
@@ -48,6 +51,44 @@ pub struct SamplingParams {
     /// Report these tokens instead of the most likely ones.
     #[serde(deserialize_with = "bounded::optional_list::<MAX_TOKEN_LIST, _, _>")]
     pub logprob_token_ids: Option<Vec<u32>>,
+    /// Ends the model's thinking after a number of tokens.
+    pub thinking_budget: Option<ThinkingBudget>,
+    /// Report these tokens at places of the prompt.
+    pub prompt_logprob_token_ids: Option<PromptLogprobTokenIds>,
+    /// The output's tokens, whatever is drawn; what comes after the last one is drawn. Scores are
+    /// those of the model's distribution.
+    #[serde(deserialize_with = "bounded::optional_list::<MAX_TOKENS_PER_REQUEST, _, _>")]
+    pub trace_decode_token_ids: Option<Vec<u32>>,
+}
+
+/// How long a request may think, and what thinking looks like.
+///
+/// A request thinks from the last `start_token_ids` of its prompt or output on, unless
+/// `natural_end_token_ids` come after it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ThinkingBudget {
+    /// Tokens of thought, the prompt's included, after which `end_token_ids` are forced.
+    pub max_tokens: u32,
+    /// What begins it; not empty.
+    #[serde(deserialize_with = "bounded::list::<MAX_THINKING_MARKER, _, _>")]
+    pub start_token_ids: Vec<u32>,
+    /// What ends it when the model writes it; not empty.
+    #[serde(deserialize_with = "bounded::list::<MAX_THINKING_MARKER, _, _>")]
+    pub natural_end_token_ids: Vec<u32>,
+    /// What is written one by one when the budget is spent; not empty.
+    #[serde(deserialize_with = "bounded::list::<MAX_THINKING_MARKER, _, _>")]
+    pub end_token_ids: Vec<u32>,
+}
+
+/// Tokens to score at places of a prompt, whether or not the prompt has them there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PromptLogprobTokenIds {
+    /// Row 0 scores what may follow the prompt's token at this position.
+    pub start: u32,
+    /// Tokens of each row.
+    pub num_columns: u32,
+    /// `[num_prompt_tokens - 1 - start, num_columns]`; -1 pads a row.
+    pub token_ids: I32Array,
 }
 
 impl Default for SamplingParams {
@@ -70,6 +111,9 @@ impl Default for SamplingParams {
             logprobs: None,
             prompt_logprobs: None,
             logprob_token_ids: None,
+            thinking_budget: None,
+            prompt_logprob_token_ids: None,
+            trace_decode_token_ids: None,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::bounded;
 use crate::limits::{
     MAX_HANDLES, MAX_KV_CACHE_GROUPS, MAX_REQ_ID_BYTES, MAX_REQUESTS_PER_STEP, MAX_TOKENS_PER_STEP,
 };
-use crate::{GrammarBitmask, I32Array, Logprobs, SamplingParams};
+use crate::{F32Array, GrammarBitmask, I32Array, Logprobs, SamplingParams};
 
 /// One scheduling decision of one frontend.
 ///
@@ -93,6 +93,8 @@ pub struct StepResult {
     pub logprobs: Option<Logprobs>,
     /// Log probabilities of prompts whose last chunk this was.
     pub prompt_logprobs: Vec<PromptLogprobs>,
+    /// Scores of the tokens that requests named for places of their prompts, with the last chunk.
+    pub prompt_token_id_logprobs: Vec<PromptTokenIdLogprobs>,
     /// Rows that could not be sampled. Their token is -1.
     pub row_errors: Vec<RowError>,
     /// From arrival in the daemon to the start of the forward, in microseconds.
@@ -108,6 +110,17 @@ pub struct PromptLogprobs {
     pub row: u32,
     /// One row per prompt token from the second on; column 0 is that token.
     pub logprobs: Logprobs,
+}
+
+/// Scores of the tokens that one request named for places of its prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PromptTokenIdLogprobs {
+    /// Index into [`Exec::handles`].
+    pub row: u32,
+    /// Columns of the table, as in [`PromptLogprobTokenIds`](crate::PromptLogprobTokenIds).
+    pub num_columns: u32,
+    /// `[num_rows, num_columns]`; minus infinity where a row is padded.
+    pub logprobs: F32Array,
 }
 
 /// Why a row has no token.

@@ -58,7 +58,7 @@ def answer(endpoint: str) -> None:
                 reply: Any = messages.Welcome(1, "0", 1, 1, b"s" * 16, 1000, 10_000, "cpu")
             elif isinstance(request, messages.Exec):
                 tokens = np.zeros(len(request.handles), "<i4").tobytes()
-                reply = messages.StepResult(tokens, None, [], [], 0, 0)
+                reply = messages.StepResult(tokens, None, [], [], [], 0, 0)
             else:
                 reply = messages.Pong()
             socket.send_multipart([identity, messages.encode_reply(reply, seq)])

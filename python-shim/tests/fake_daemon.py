@@ -220,7 +220,7 @@ class FakeDaemon:
             if session.requests[handle].tokens[0] == self.script.fail_token:
                 sampled[row] = -1
                 errors.append(m.RowError(row, "no token is allowed"))
-        return m.StepResult(np.asarray(sampled, "<i4").tobytes(), None, [], errors, 1, 2)
+        return m.StepResult(np.asarray(sampled, "<i4").tobytes(), None, [], [], errors, 1, 2)
 
     def _row(self, session: FakeSession, handle: int, computed: int, count: int) -> int:
         request = session.requests.get(handle)

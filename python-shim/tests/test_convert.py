@@ -274,6 +274,10 @@ def test_logprobs_and_errors_find_their_rows() -> None:
             messages.PromptLogprobs(0, messages.Logprobs(1, i32(6, 7), f32(-2, -3), i32(4, 5))),
             messages.PromptLogprobs(1, messages.Logprobs(1, i32(6), f32(-2), i32(4))),
         ],
+        prompt_token_id_logprobs=[
+            messages.PromptTokenIdLogprobs(0, 2, f32(-1, -2, -3, -np.inf)),
+            messages.PromptTokenIdLogprobs(1, 1, f32(-1)),
+        ],
         row_errors=[messages.RowError(1, "no token is allowed")],
         queue_us=1,
         run_us=2,
@@ -290,9 +294,12 @@ def test_logprobs_and_errors_find_their_rows() -> None:
     assert prompt.logprob_token_ids.tolist() == [[6], [7]]
     assert prompt.logprobs.tolist() == [[-2.0], [-3.0]]
     assert prompt.selected_token_ranks.tolist() == [4, 5]
+    assert set(output.prompt_token_id_logprobs_dict) == {"a"}
+    scores = output.prompt_token_id_logprobs_dict["a"]
+    assert scores.tolist() == [[-1.0, -2.0], [-3.0, -np.inf]]
 
 
 def test_a_result_of_another_step_is_refused() -> None:
-    result = messages.StepResult(i32(1), None, [], [], 0, 0)
+    result = messages.StepResult(i32(1), None, [], [], [], 0, 0)
     with pytest.raises(ProtocolViolation, match="1 rows answer a step of 2 requests"):
         convert.model_runner_output(result, ["a", "b"])

@@ -36,6 +36,7 @@ def executor(daemon: FakeDaemon, tmp_path: Any) -> Iterator[MetalRpcExecutor]:
                 "device_config",
                 "speculative_config",
                 "observability_config",
+                "reasoning_config",
             )
         ),
     )

@@ -12,7 +12,10 @@ from vllm_metal_rpc import messages
 from vllm_metal_rpc.errors import DaemonError, ErrorCode, ProtocolViolation, daemon_error
 
 GOLDEN = Path(__file__).resolve().parents[2] / "protocol" / "golden"
-FLOAT_ARRAYS = {(messages.Logprobs, "logprobs")}
+FLOAT_ARRAYS = {
+    (messages.Logprobs, "logprobs"),
+    (messages.PromptTokenIdLogprobs, "logprobs"),
+}
 BYTES = {(messages.Welcome, "session")}
 
 

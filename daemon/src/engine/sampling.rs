@@ -9,7 +9,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use super::{Engine, EngineError};
 use crate::models::loaded::ModelKey;
 use crate::reply::{PendingReply, Submitted};
-use crate::sampler::{self, LogprobsMode, SampleRow, Sampled, SampledLogprobs};
+use crate::sampler::{self, LogprobsMode, PromptScores, SampleRow, Sampled};
 use crate::session::state::WaitingStep;
 use crate::session::validate::check_grammar;
 use crate::session::{SessionCache, SessionId, ValidStep};
@@ -19,7 +19,7 @@ use crate::session::{SessionCache, SessionId, ValidStep};
 pub(super) struct HeldStep {
     step: ValidStep,
     logits: Option<Array>,
-    prompt_logprobs: Vec<(u32, Vec<SampledLogprobs>)>,
+    prompt_scores: Vec<(u32, PromptScores)>,
     submitted: Instant,
 }
 
@@ -43,13 +43,13 @@ impl Engine {
                 _ => None,
             };
             first_row += num_sampled;
-            let prompt_logprobs =
-                self.prompt_logprobs(key, id, &step, (&hidden, first_token), &mut outputs)?;
+            let prompt_scores =
+                self.prompt_scores(key, id, &step, (&hidden, first_token), &mut outputs)?;
             first_token += step.num_tokens.cast_signed();
             let held = HeldStep {
                 step,
                 logits: step_logits,
-                prompt_logprobs,
+                prompt_scores,
                 submitted,
             };
             if held.step.sample_follows {
@@ -125,7 +125,7 @@ impl Engine {
         let HeldStep {
             step,
             logits,
-            prompt_logprobs,
+            prompt_scores,
             submitted,
         } = held;
         let session = self
@@ -143,7 +143,7 @@ impl Engine {
             outputs.push(cache.token_table.array().clone());
             outputs.push(sampled.token_ids.clone());
             if let Some(logprobs) = &sampled.logprobs {
-                outputs.extend(arrays_of(logprobs));
+                outputs.extend(logprobs.arrays().cloned());
             }
         }
         Ok(PendingReply {
@@ -153,58 +153,10 @@ impl Engine {
             num_rows: step.rows.len(),
             sampled_rows: sampled_rows(&step),
             sampled,
-            prompt_logprobs,
+            prompt_scores,
             received: step.received,
             submitted,
         })
-    }
-
-    /// Adds the log probabilities of the prompt tokens that this step runs; returns those of the
-    /// prompts that it completes.
-    fn prompt_logprobs(
-        &mut self,
-        key: &ModelKey,
-        id: SessionId,
-        step: &ValidStep,
-        (hidden, mut first_token): (&Array, i32),
-        outputs: &mut Vec<Array>,
-    ) -> Result<Vec<(u32, Vec<SampledLogprobs>)>, EngineError> {
-        let mut completed = Vec::new();
-        let session = self
-            .sessions
-            .get_mut(&id)
-            .expect("the step was taken from it");
-        let mode = session.logprobs_mode;
-        let cache = session.cache.as_mut().expect("the step was applied to it");
-        for (index, row) in (0_u32..).zip(&step.rows) {
-            let row_token = first_token;
-            first_token += row.num_scheduled_tokens.cast_signed();
-            let Some(num_logprobs) = row.sampling_params.prompt_logprobs else {
-                continue;
-            };
-            // The last prompt token predicts the first output token: that one is sampled.
-            let end = row.seq_len().min(row.num_prompt_tokens - 1);
-            let request = cache.requests[row.handle as usize]
-                .as_mut()
-                .expect("the row is valid");
-            if row.num_computed_tokens < end {
-                let len = end - row.num_computed_tokens;
-                let hidden = rows(hidden, row_token, len.cast_signed())?;
-                let slots: Vec<i32> = (row.num_computed_tokens..end)
-                    .map(|position| cache.token_table.slot(row.handle, position + 1))
-                    .collect();
-                let slots = Array::from_slice(&slots, &[len.cast_signed()]);
-                let targets = cache.token_table.gather(&slots)?;
-                let logits = self.models[key].model.logits(&hidden)?;
-                let logprobs = sampler::prompt_logprobs(&logits, &targets, num_logprobs, mode)?;
-                outputs.extend(arrays_of(&logprobs));
-                request.prompt_logprobs.push(logprobs);
-            }
-            if row.seq_len() >= row.num_prompt_tokens && !request.prompt_logprobs.is_empty() {
-                completed.push((index, std::mem::take(&mut request.prompt_logprobs)));
-            }
-        }
-        Ok(completed)
     }
 }
 
@@ -253,17 +205,9 @@ fn sampled_rows(step: &ValidStep) -> Vec<u32> {
 }
 
 /// `len` rows from `first` on; the array itself if these are all.
-fn rows(array: &Array, first: i32, len: i32) -> Result<Array, EngineError> {
+pub(super) fn rows(array: &Array, first: i32, len: i32) -> Result<Array, EngineError> {
     if first == 0 && len == array.shape()[0] {
         return Ok(array.clone());
     }
     Ok(array.try_index(first..first + len)?)
-}
-
-fn arrays_of(logprobs: &SampledLogprobs) -> [Array; 3] {
-    [
-        logprobs.token_ids.clone(),
-        logprobs.logprobs.clone(),
-        logprobs.ranks.clone(),
-    ]
 }

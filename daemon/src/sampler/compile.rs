@@ -1,6 +1,7 @@
 //! Sampling parameters to the kernel's rows.
 
 use metal_rpc_kernels::{History, KernelError, SampleBatch, SampleParams};
+use metal_rpc_protocol::{SamplingParams, ThinkingBudget};
 
 use super::SampleRow;
 
@@ -54,6 +55,8 @@ fn compile_row(row: &SampleRow<'_>, batch: &mut SampleBatch) -> Result<SamplePar
         allowed: batch.push_list(ids(params.allowed_token_ids.as_deref().unwrap_or_default())),
         stop: batch.push_list(ids(stop)),
         scored: batch.push_list(ids(params.logprob_token_ids.as_deref().unwrap_or_default())),
+        thinking: batch.push_list(params.thinking_budget.iter().flat_map(thinking)),
+        traced: traced(params, num_output_tokens),
         ..SampleParams::default()
     };
     compiled.bad_words = batch.push_list(params.bad_words_token_ids.iter().flat_map(|word| {
@@ -67,6 +70,27 @@ fn compile_row(row: &SampleRow<'_>, batch: &mut SampleBatch) -> Result<SamplePar
     Ok(compiled)
 }
 
+/// A budget as the kernel reads it: numbers first, then the phrases.
+fn thinking(budget: &ThinkingBudget) -> Vec<i32> {
+    let phrases = [
+        &budget.start_token_ids,
+        &budget.natural_end_token_ids,
+        &budget.end_token_ids,
+    ];
+    let lens = phrases.map(|phrase| i32::try_from(phrase.len()).expect("a phrase fits a message"));
+    let mut list = vec![i32::try_from(budget.max_tokens).unwrap_or(i32::MAX)];
+    list.extend(lens);
+    list.extend(phrases.into_iter().flat_map(|phrase| ids(phrase)));
+    list
+}
+
+/// The token that the trace has at this place of the output.
+fn traced(params: &SamplingParams, num_output_tokens: u32) -> Option<i32> {
+    let trace = params.trace_decode_token_ids.as_ref()?;
+    let token = trace.get(num_output_tokens as usize)?;
+    i32::try_from(*token).ok()
+}
+
 /// Token ids as the kernel has them. One past `i32` is in no vocabulary, and is passed over.
 fn ids(tokens: &[u32]) -> impl Iterator<Item = i32> {
     tokens
@@ -77,7 +101,6 @@ fn ids(tokens: &[u32]) -> impl Iterator<Item = i32> {
 #[cfg(test)]
 mod tests {
     use metal_rpc_kernels::Span;
-    use metal_rpc_protocol::SamplingParams;
 
     use super::*;
 
@@ -127,6 +150,13 @@ mod tests {
             allowed_token_ids: Some(vec![1, u32::MAX]),
             bad_words_token_ids: vec![vec![6], vec![7, 8, 9]],
             logprob_token_ids: Some(vec![11]),
+            thinking_budget: Some(ThinkingBudget {
+                max_tokens: u32::MAX,
+                start_token_ids: vec![1],
+                natural_end_token_ids: vec![2, 3],
+                end_token_ids: vec![4, 2, 3],
+            }),
+            trace_decode_token_ids: Some(vec![30, 31, 32, 33]),
             ..SamplingParams::default()
         };
         let bound = SampleRow {
@@ -141,6 +171,12 @@ mod tests {
         assert_eq!(list(&batch, |row| row.allowed), [1, i32::MAX]);
         assert_eq!(list(&batch, |row| row.bad_words), [1, 6, 3, 7, 8, 9]);
         assert_eq!(list(&batch, |row| row.scored), [11]);
+        assert_eq!(
+            list(&batch, |row| row.thinking),
+            [i32::MAX, 1, 2, 3, 1, 2, 3, 4, 2, 3]
+        );
+        // Two tokens of the output are known, so the third comes next.
+        assert_eq!(batch.rows[0].traced, Some(32));
         assert!(batch.rows[0].needs_history());
     }
 

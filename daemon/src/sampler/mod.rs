@@ -47,6 +47,29 @@ pub struct Sampled {
     pub logprobs: Option<SampledLogprobs>,
 }
 
+/// Scores at places of a prompt, a chunk of it after the other.
+#[derive(Debug, Default)]
+pub struct PromptScores {
+    /// Those of the prompt's own tokens and of the most likely ones, if asked for.
+    pub logprobs: Vec<SampledLogprobs>,
+    /// `[positions, columns]` float32: those of the tokens that the request named, if it did.
+    pub token_ids: Vec<Array>,
+}
+
+impl PromptScores {
+    /// Puts those of the next chunk behind these.
+    pub fn append(&mut self, next: Self) {
+        self.logprobs.extend(next.logprobs);
+        self.token_ids.extend(next.token_ids);
+    }
+
+    /// Everything that has to be computed.
+    pub fn arrays(&self) -> impl Iterator<Item = Array> {
+        let logprobs = self.logprobs.iter().flat_map(SampledLogprobs::arrays);
+        logprobs.chain(&self.token_ids).cloned()
+    }
+}
+
 /// Samples one token from each row.
 ///
 /// # Shapes
@@ -89,4 +112,21 @@ pub fn prompt_logprobs(
     mode: LogprobsMode,
 ) -> Result<SampledLogprobs, KernelError> {
     kernels::score_tokens(logits, targets, num_logprobs, mode)
+}
+
+/// Scores the tokens that a request names for positions of its prompt.
+///
+/// # Shapes
+/// - `logits`: `[n, vocab_size]` float32
+/// - `token_ids`: `[n, columns]` i32, what may follow each position; -1 scores -inf
+/// - result: `[n, columns]` float32
+///
+/// # Errors
+/// [`KernelError`] if the shapes do not fit.
+pub fn prompt_token_scores(
+    logits: &Array,
+    token_ids: &Array,
+    mode: LogprobsMode,
+) -> Result<Array, KernelError> {
+    kernels::score_token_ids(logits, token_ids, mode)
 }

@@ -7,9 +7,11 @@
 //! - [`ticket`]: how much of the engine's queue a session may take
 //! - [`token_table`]: the token ids of all running requests, on the device
 //! - [`validate`]: a step from the wire, applied and checked; [`step_error`]: why it is refused
+//! - [`sampling_params`]: what of the sampling parameters has to be checked
 
 pub mod registry;
 pub mod request_state;
+pub mod sampling_params;
 pub mod state;
 pub mod step_error;
 pub mod ticket;

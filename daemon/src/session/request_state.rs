@@ -5,7 +5,7 @@ use std::sync::Arc;
 use metal_rpc_protocol::SamplingParams;
 
 use crate::kv_cache::SessionBlockId;
-use crate::sampler::SampledLogprobs;
+use crate::sampler::PromptScores;
 
 /// What is known of a running request. Its token ids are on the device: see
 /// [`TokenTable`](super::TokenTable).
@@ -23,6 +23,6 @@ pub struct CachedRequestState {
     pub sampling_params: Arc<SamplingParams>,
     /// What its draws depend on, beside the output position.
     pub seed: u64,
-    /// Log probabilities of the prompt tokens run so far, a chunk after the other, if asked for.
-    pub prompt_logprobs: Vec<SampledLogprobs>,
+    /// Scores of the prompt tokens run so far, as far as they are asked for.
+    pub prompt_scores: PromptScores,
 }

@@ -54,6 +54,31 @@ pub enum StepError {
     },
     #[error("handle {handle} opens a request that its step does not run")]
     NotRun { handle: u32 },
+    #[error(
+        "token {position} of the trace of request {req_id} is none of the vocabulary's \
+         {vocab_size} entries"
+    )]
+    TraceOutOfRange {
+        req_id: String,
+        position: usize,
+        vocab_size: u32,
+    },
+    #[error(
+        "request {req_id} has a thinking budget without the tokens that begin it, end it, or are \
+         forced to end it"
+    )]
+    ThinkingPhrase { req_id: String },
+    #[error(
+        "request {req_id} names {actual} tokens of its prompt to score, {rows} rows of {columns} \
+         are left after its start; at most {limit} entries are allowed, and none is too few"
+    )]
+    PromptTokenIds {
+        req_id: String,
+        rows: u32,
+        columns: u32,
+        actual: usize,
+        limit: usize,
+    },
     #[error("row {row} is named by {name}, the step has {rows} rows")]
     RowOutOfRange {
         name: &'static str,

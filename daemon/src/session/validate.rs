@@ -13,9 +13,11 @@ use std::time::Instant;
 use metal_rpc_protocol::{Exec, GrammarBitmask, NewBlocks, NewRequest, SamplingParams};
 
 use super::request_state::CachedRequestState;
+use super::sampling_params;
 use super::state::{SessionCache, SessionLimits};
 use super::step_error::StepError;
 use crate::kv_cache::{BlockPool, SessionBlockId};
+use crate::sampler::PromptScores;
 
 /// A step that has been checked and applied.
 #[derive(Debug)]
@@ -155,7 +157,7 @@ impl SessionCache {
             token_ids,
             num_prompt_tokens,
             block_ids,
-            sampling_params,
+            sampling_params: params,
         } = request;
         let limits = &self.limits;
         let num_handles = self.token_table.num_rows();
@@ -192,9 +194,10 @@ impl SessionCache {
                 vocab_size,
             });
         }
+        sampling_params::check(&req_id, &params, num_prompt_tokens, vocab_size)?;
         let block_ids = only_group(&req_id, block_ids)?;
         check_table(&req_id, block_ids.len(), self.most_blocks())?;
-        let seed = match sampling_params.seed {
+        let seed = match params.seed {
             Some(seed) => seed.cast_unsigned(),
             None => self.seeds.next_seed(),
         };
@@ -203,9 +206,9 @@ impl SessionCache {
             num_prompt_tokens,
             num_tokens,
             block_ids,
-            sampling_params: Arc::new(sampling_params),
+            sampling_params: Arc::new(params),
             seed,
-            prompt_logprobs: Vec::new(),
+            prompt_scores: PromptScores::default(),
         });
         Ok((handle, token_ids.0))
     }

@@ -4,5 +4,6 @@
 //! their prompts whole or in chunks, and reads one token a step.
 
 mod refused;
+mod scores;
 mod support;
 mod tokens;

@@ -1,7 +1,8 @@
 //! What is refused, and that nobody else notices.
 
 use metal_rpc_protocol::{
-    CreateCache, ErrorCode, ErrorReply, Exec, GrammarBitmask, NewBlocks, Reply,
+    CreateCache, ErrorCode, ErrorReply, Exec, GrammarBitmask, NewBlocks, PromptLogprobTokenIds,
+    Reply, SamplingParams, ThinkingBudget,
 };
 use metald::engine::EngineRequest;
 
@@ -32,7 +33,45 @@ fn a_step_that_breaks_a_rule_ends_its_session_alone() {
         rows: vec![0],
         bitmask: vec![0].into(),
     };
+    let asks = |change: &dyn Fn(&mut SamplingParams)| {
+        let mut step = with_row(new(1, &tokens), (1, 0, 6));
+        change(&mut step.new_requests[0].sampling_params);
+        step
+    };
+    let scores = |start, num_columns, entries| {
+        asks(&|params| {
+            params.prompt_logprob_token_ids = Some(PromptLogprobTokenIds {
+                start,
+                num_columns,
+                token_ids: vec![1; entries].into(),
+            });
+        })
+    };
+    let no_phrase = asks(&|params| {
+        params.thinking_budget = Some(ThinkingBudget {
+            max_tokens: 3,
+            start_token_ids: vec![1],
+            natural_end_token_ids: vec![],
+            end_token_ids: vec![2],
+        });
+    });
+    let bad_trace = asks(&|params| params.trace_decode_token_ids = Some(vec![5, 64]));
     let cases: Vec<(Exec, &str)> = vec![
+        (no_phrase, "a thinking budget without the tokens"),
+        (bad_trace, "token 1 of the trace"),
+        (
+            scores(2, 2, 5),
+            "names 5 tokens of its prompt to score, 3 rows of 2",
+        ),
+        (
+            scores(5, 2, 0),
+            "names 0 tokens of its prompt to score, 0 rows of 2",
+        ),
+        (
+            scores(0, 0, 0),
+            "names 0 tokens of its prompt to score, 5 rows of 0",
+        ),
+        (scores(u32::MAX, u32::MAX, 1), "0 rows of 4294967295"),
         (exec(&[(3, 0, 1)]), "handle 3 is not known"),
         (exec(&[(900, 0, 1)]), "handle 900 is not known"),
         (exec(&[(0, 6, 1), (0, 7, 1)]), "handle 0 stands twice"),

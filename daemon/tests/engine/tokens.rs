@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use metal_rpc_protocol::{Exec, GrammarBitmask, Sample, SamplingParams};
+use metal_rpc_protocol::{Exec, GrammarBitmask, Sample};
 use metald::engine::EngineRequest;
 
 use super::support::*;
@@ -165,50 +165,5 @@ fn a_grammar_binds_the_token_whether_it_comes_with_the_step_or_after_it() {
             [expected]
         );
     }
-    engine.stop();
-}
-
-#[test]
-fn prompt_logprobs_come_once_and_are_the_same_in_chunks() {
-    let engine = engine();
-    let mut frontend = Frontend::ready(&engine, 0, 0.5);
-    let tokens = prompt(6, 11);
-    let params = SamplingParams {
-        prompt_logprobs: Some(2),
-        ..greedy()
-    };
-    let mut reports = Vec::new();
-    for chunk in [11, 4] {
-        let mut computed = 0;
-        let mut new = vec![open_request(0, &tokens, 1, params.clone())];
-        let mut results = Vec::new();
-        for part in tokens.chunks(chunk) {
-            let len = u32::try_from(part.len()).expect("a few");
-            let step = Exec {
-                new_requests: std::mem::take(&mut new),
-                ..exec(&[(0, computed, len)])
-            };
-            results.push(frontend.step(step).expect("it is valid"));
-            computed += len;
-        }
-        let last = results.pop().expect("there is a chunk");
-        assert!(
-            results
-                .iter()
-                .all(|result| result.prompt_logprobs.is_empty())
-        );
-        let logprobs = last.prompt_logprobs[0].logprobs.clone();
-        assert_eq!(logprobs.num_columns, 3);
-        let own: Vec<i32> = logprobs.token_ids.0.chunks(3).map(|row| row[0]).collect();
-        assert_eq!(own, tokens[1..], "column 0 is the prompt's own token");
-        reports.push(logprobs);
-        frontend
-            .step(Exec {
-                finished: vec![0],
-                ..Exec::default()
-            })
-            .expect("it is known");
-    }
-    assert_eq!(reports[0], reports[1]);
     engine.stop();
 }

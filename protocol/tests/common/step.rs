@@ -1,8 +1,9 @@
 //! Examples of steps and of their results.
 
 use metal_rpc_protocol::{
-    Exec, F32Array, GrammarBitmask, I32Array, Logprobs, NewBlocks, NewRequest, PromptLogprobs,
-    RowError, Sample, SamplingParams, StepResult,
+    Exec, F32Array, GrammarBitmask, I32Array, Logprobs, NewBlocks, NewRequest,
+    PromptLogprobTokenIds, PromptLogprobs, PromptTokenIdLogprobs, RowError, Sample, SamplingParams,
+    StepResult, ThinkingBudget,
 };
 
 /// The first step of one short greedy request.
@@ -79,6 +80,18 @@ fn every_sampling_param() -> SamplingParams {
         logprobs: Some(5),
         prompt_logprobs: Some(-1),
         logprob_token_ids: Some(vec![9, 10]),
+        thinking_budget: Some(ThinkingBudget {
+            max_tokens: 300,
+            start_token_ids: vec![128],
+            natural_end_token_ids: vec![129, 130],
+            end_token_ids: vec![70_000, 129, 130],
+        }),
+        prompt_logprob_token_ids: Some(PromptLogprobTokenIds {
+            start: 2,
+            num_columns: 2,
+            token_ids: I32Array(vec![7, 70_000, 8, -1]),
+        }),
+        trace_decode_token_ids: Some(vec![70_000, 2]),
     }
 }
 
@@ -132,6 +145,11 @@ pub(super) fn step_result() -> StepResult {
                 logprobs: F32Array(vec![-7.25, -0.5, -0.75, -0.75]),
                 ranks: I32Array(vec![912, 1]),
             },
+        }],
+        prompt_token_id_logprobs: vec![PromptTokenIdLogprobs {
+            row: 0,
+            num_columns: 2,
+            logprobs: F32Array(vec![-2.25, -0.125, -3.5, -1.0e9]),
         }],
         row_errors: vec![RowError {
             row: 1,

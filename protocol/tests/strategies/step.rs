@@ -1,8 +1,9 @@
 //! Steps and results.
 
 use metal_rpc_protocol::{
-    Exec, F32Array, GrammarBitmask, I32Array, Logprobs, NewBlocks, NewRequest, PromptLogprobs,
-    RowError, Sample, SamplingParams, StepResult,
+    Exec, F32Array, GrammarBitmask, I32Array, Logprobs, NewBlocks, NewRequest,
+    PromptLogprobTokenIds, PromptLogprobs, PromptTokenIdLogprobs, RowError, Sample, SamplingParams,
+    StepResult, ThinkingBudget,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -38,15 +39,23 @@ pub(super) fn sample() -> impl Strategy<Value = Sample> {
 }
 
 pub(super) fn step_result() -> impl Strategy<Value = StepResult> {
-    let lists = (vec(prompt_logprobs(), 0..3), vec(row_error(), 0..3));
+    let lists = (
+        vec(prompt_logprobs(), 0..3),
+        vec(prompt_token_id_logprobs(), 0..3),
+        vec(row_error(), 0..3),
+    );
     (integers(), option::of(logprobs()), lists, any::<[u32; 2]>()).prop_map(
-        |(token_ids, logprobs, (prompt_logprobs, row_errors), [queue_us, run_us])| StepResult {
-            token_ids,
-            logprobs,
-            prompt_logprobs,
-            row_errors,
-            queue_us,
-            run_us,
+        |(token_ids, logprobs, lists, [queue_us, run_us])| {
+            let (prompt_logprobs, prompt_token_id_logprobs, row_errors) = lists;
+            StepResult {
+                token_ids,
+                logprobs,
+                prompt_logprobs,
+                prompt_token_id_logprobs,
+                row_errors,
+                queue_us,
+                run_us,
+            }
         },
     )
 }
@@ -72,10 +81,13 @@ fn sampling_params() -> impl Strategy<Value = SamplingParams> {
     let reals = [number(), number(), number(), number(), number(), number()];
     let integers = (any::<[u32; 2]>(), option::of(any::<i64>()));
     let lists = (ids(), vec((any::<u32>(), number()), 0..4), vec(ids(), 0..4));
-    let optional_lists = (option::of(ids()), option::of(ids()));
+    let optional_lists = (option::of(ids()), option::of(ids()), option::of(ids()));
     let counts = any::<(Option<i32>, Option<i32>)>();
-    (reals, integers, lists, optional_lists, counts).prop_map(
-        |(reals, integers, lists, optional_lists, (logprobs, prompt_logprobs))| {
+    let scored = option::of(prompt_logprob_token_ids());
+    let thinking = option::of(thinking_budget());
+    let scored = (counts, scored, thinking);
+    (reals, integers, lists, optional_lists, scored).prop_map(
+        |(reals, integers, lists, optional_lists, scored)| {
             let [
                 temperature,
                 top_p,
@@ -86,7 +98,8 @@ fn sampling_params() -> impl Strategy<Value = SamplingParams> {
             ] = reals;
             let ([top_k, min_tokens], seed) = integers;
             let (stop_token_ids, logit_bias, bad_words_token_ids) = lists;
-            let (allowed_token_ids, logprob_token_ids) = optional_lists;
+            let (allowed_token_ids, logprob_token_ids, trace_decode_token_ids) = optional_lists;
+            let ((logprobs, prompt_logprobs), prompt_logprob_token_ids, thinking_budget) = scored;
             SamplingParams {
                 temperature,
                 top_p,
@@ -104,9 +117,33 @@ fn sampling_params() -> impl Strategy<Value = SamplingParams> {
                 logprobs,
                 prompt_logprobs,
                 logprob_token_ids,
+                thinking_budget,
+                prompt_logprob_token_ids,
+                trace_decode_token_ids,
             }
         },
     )
+}
+
+fn thinking_budget() -> impl Strategy<Value = ThinkingBudget> {
+    (any::<u32>(), ids(), ids(), ids()).prop_map(
+        |(max_tokens, start_token_ids, natural_end_token_ids, end_token_ids)| ThinkingBudget {
+            max_tokens,
+            start_token_ids,
+            natural_end_token_ids,
+            end_token_ids,
+        },
+    )
+}
+
+fn prompt_logprob_token_ids() -> impl Strategy<Value = PromptLogprobTokenIds> {
+    (any::<[u32; 2]>(), integers()).prop_map(|([start, num_columns], token_ids)| {
+        PromptLogprobTokenIds {
+            start,
+            num_columns,
+            token_ids,
+        }
+    })
 }
 
 fn new_blocks() -> impl Strategy<Value = NewBlocks> {
@@ -118,15 +155,11 @@ fn grammar() -> impl Strategy<Value = GrammarBitmask> {
 }
 
 fn logprobs() -> impl Strategy<Value = Logprobs> {
-    let reals = vec(
-        proptest::num::f32::NORMAL | proptest::num::f32::INFINITE,
-        0..70,
-    );
-    (any::<u32>(), integers(), reals, integers()).prop_map(
+    (any::<u32>(), integers(), reals(), integers()).prop_map(
         |(num_columns, token_ids, logprobs, ranks)| Logprobs {
             num_columns,
             token_ids,
-            logprobs: F32Array(logprobs),
+            logprobs,
             ranks,
         },
     )
@@ -134,6 +167,14 @@ fn logprobs() -> impl Strategy<Value = Logprobs> {
 
 fn prompt_logprobs() -> impl Strategy<Value = PromptLogprobs> {
     (any::<u32>(), logprobs()).prop_map(|(row, logprobs)| PromptLogprobs { row, logprobs })
+}
+
+fn prompt_token_id_logprobs() -> impl Strategy<Value = PromptTokenIdLogprobs> {
+    (any::<[u32; 2]>(), reals()).prop_map(|([row, num_columns], logprobs)| PromptTokenIdLogprobs {
+        row,
+        num_columns,
+        logprobs,
+    })
 }
 
 fn row_error() -> impl Strategy<Value = RowError> {
@@ -146,6 +187,11 @@ fn block_ids() -> impl Strategy<Value = Vec<Vec<u32>>> {
 
 fn ids() -> impl Strategy<Value = Vec<u32>> {
     vec(any::<u32>(), 0..20)
+}
+
+fn reals() -> impl Strategy<Value = F32Array> {
+    let real = proptest::num::f32::NORMAL | proptest::num::f32::INFINITE;
+    vec(real, 0..70).prop_map(F32Array)
 }
 
 fn integers() -> impl Strategy<Value = I32Array> {

@@ -28,6 +28,7 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors, ModelRunnerOutput
 
 from vllm_metal_rpc import messages
 from vllm_metal_rpc.errors import ProtocolViolation, UnsupportedFeature
+from vllm_metal_rpc.sampling import ThinkingPhrases, sampling_params
 
 _USED: Final = {
     "scheduled_new_reqs",
@@ -102,16 +103,21 @@ def check_vllm_fields() -> None:
 
 
 class StepEncoder:
-    """Turns scheduler steps into `Exec` messages; remembers which handle names which request."""
+    """Turns scheduler steps into `Exec` messages; remembers which handle names which request.
 
-    def __init__(self) -> None:
+    Args:
+        thinking: What the model begins and ends its thinking with, if the server knows it.
+    """
+
+    def __init__(self, thinking: ThinkingPhrases | None = None) -> None:
+        self._thinking = thinking
         self._handles: dict[str, int] = {}
         self._free: list[int] = []
         self._num_handles = 0
 
     def reset(self) -> None:
         """Forgets all requests: for a daemon that knows none of them."""
-        self.__init__()  # type: ignore[misc]
+        self.__init__(self._thinking)  # type: ignore[misc]
 
     def encode(self, output: SchedulerOutput) -> messages.Exec:
         """Converts one scheduling decision.
@@ -131,7 +137,7 @@ class StepEncoder:
         for new in output.scheduled_new_reqs:
             # vLLM sends a known request as new to replace all that is known of it.
             finished += self._release((new.req_id,))
-            new_requests.append(_new_request(new, self._acquire(new.req_id)))
+            new_requests.append(self._new_request(new))
             computed[new.req_id] = new.num_computed_tokens
         cached = output.scheduled_cached_reqs
         _require_empty(cached, _CACHED_MUST_BE_EMPTY)
@@ -150,6 +156,24 @@ class StepEncoder:
             new_blocks=_new_blocks(cached, scheduled),
             block_copies=[(c.src_block_id, c.dst_block_id) for c in copies] if copies else [],
             grammar=None,
+        )
+
+    def _new_request(self, new: NewRequestData) -> messages.NewRequest:
+        _require_empty(new, _NEW_REQUEST_MUST_BE_EMPTY)
+        prompt = new.prompt_token_ids
+        if prompt is None or new.sampling_params is None:
+            raise UnsupportedFeature(
+                f"request {new.req_id} has no prompt tokens or sampling parameters"
+            )
+        tokens = prompt if new.prefill_token_ids is None else new.prefill_token_ids
+        resumed = len(tokens) > len(prompt)
+        return messages.NewRequest(
+            handle=self._acquire(new.req_id),
+            req_id=new.req_id,
+            token_ids=np.asarray(tokens, dtype="<i4").tobytes(),
+            num_prompt_tokens=len(prompt),
+            block_ids=list(new.block_ids),
+            sampling_params=sampling_params(new.sampling_params, self._thinking, resumed=resumed),
         )
 
     def _acquire(self, req_id: str) -> int:
@@ -172,27 +196,6 @@ class StepEncoder:
         return released
 
 
-def _new_request(new: NewRequestData, handle: int) -> messages.NewRequest:
-    _require_empty(new, _NEW_REQUEST_MUST_BE_EMPTY)
-    if new.prompt_token_ids is None or new.sampling_params is None:
-        raise UnsupportedFeature(
-            f"request {new.req_id} has no prompt tokens or sampling parameters"
-        )
-    tokens = new.prefill_token_ids if new.prefill_token_ids is not None else new.prompt_token_ids
-    params = sampling_params(new.sampling_params)
-    if len(tokens) > len(new.prompt_token_ids):
-        # Told with the first token, before the preemption; vLLM would add them up.
-        params.prompt_logprobs = None
-    return messages.NewRequest(
-        handle=handle,
-        req_id=new.req_id,
-        token_ids=np.asarray(tokens, dtype="<i4").tobytes(),
-        num_prompt_tokens=len(new.prompt_token_ids),
-        block_ids=list(new.block_ids),
-        sampling_params=params,
-    )
-
-
 def _new_blocks(cached: CachedRequestData, scheduled: dict[str, int]) -> list[messages.NewBlocks]:
     growing = [
         (req_id, blocks)
@@ -213,33 +216,6 @@ def _require_empty(data: Any, names: Collection[str]) -> None:
             raise UnsupportedFeature(
                 f"{type(data).__name__}.{name} is set, which metal-rpc does not support"
             )
-
-
-def sampling_params(params: Any) -> messages.SamplingParams:
-    """Converts the part of vLLM's `SamplingParams` that a worker honours.
-
-    `validate.py` has already refused what the daemon does not serve.
-    """
-    bias = params.logit_bias or {}
-    return messages.SamplingParams(
-        temperature=float(params.temperature),
-        top_p=float(params.top_p),
-        top_k=max(0, params.top_k),
-        min_p=float(params.min_p),
-        seed=params.seed,
-        presence_penalty=float(params.presence_penalty),
-        frequency_penalty=float(params.frequency_penalty),
-        repetition_penalty=float(params.repetition_penalty),
-        min_tokens=params.min_tokens,
-        # Only needed to mask them until `min_tokens`: stopping is the scheduler's.
-        stop_token_ids=sorted(params.all_stop_token_ids) if params.min_tokens else [],
-        logit_bias=[(token, float(value)) for token, value in bias.items()],
-        allowed_token_ids=params.allowed_token_ids,
-        bad_words_token_ids=params.bad_words_token_ids or [],
-        logprobs=params.num_logprobs,
-        prompt_logprobs=params.prompt_logprobs,
-        logprob_token_ids=params.logprob_token_ids,
-    )
 
 
 def grammar_bitmask(
@@ -291,6 +267,11 @@ def model_runner_output(
             continue
         tensors = (torch.from_numpy(table.copy()) for table in _tables(prompt.logprobs))
         output.prompt_logprobs_dict[req_ids[prompt.row]] = LogprobsTensors(*tensors)
+    for scores in result.prompt_token_id_logprobs:
+        if tokens[scores.row] >= 0:
+            table = np.frombuffer(scores.logprobs, dtype="<f4").reshape(-1, scores.num_columns)
+            tensor = torch.from_numpy(table.copy())
+            output.prompt_token_id_logprobs_dict[req_ids[scores.row]] = tensor
     errors = {req_ids[error.row]: error.message for error in result.row_errors}
     return output, errors
 

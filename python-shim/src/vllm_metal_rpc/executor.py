@@ -32,6 +32,7 @@ from vllm_metal_rpc import convert, envs, messages
 from vllm_metal_rpc.autostart import Autostart
 from vllm_metal_rpc.errors import UnsupportedFeature
 from vllm_metal_rpc.rpc import answer_rpc
+from vllm_metal_rpc.sampling import thinking_phrases
 from vllm_metal_rpc.scheduler import generation_of, mark_lost, mark_row_errors
 from vllm_metal_rpc.session import Lost, Options, Session, Step, StepReply
 
@@ -73,7 +74,8 @@ class MetalRpcExecutor(Executor):
 
     def _init_executor(self) -> None:
         convert.check_vllm_fields()
-        self._encoder = convert.StepEncoder()
+        phrases = thinking_phrases(self.vllm_config.reasoning_config)
+        self._encoder = convert.StepEncoder(phrases)
         self._generation = 0
         self._pending: _Pending | None = None
         endpoint = envs.endpoint()

@@ -113,6 +113,23 @@ class CacheCreated(Message):
 # ---- Sampling: protocol/src/sampling.rs ----
 
 
+class ThinkingBudget(Message):
+    """How long a request may think, and what thinking looks like."""
+
+    max_tokens: int
+    start_token_ids: list[int]
+    natural_end_token_ids: list[int]
+    end_token_ids: list[int]
+
+
+class PromptLogprobTokenIds(Message):
+    """Tokens to score at places of a prompt; `token_ids` holds i32 values, -1 pads a row."""
+
+    start: int
+    num_columns: int
+    token_ids: bytes
+
+
 class SamplingParams(Message):
     """The part of vLLM's `SamplingParams` that a worker has to honour."""
 
@@ -132,6 +149,9 @@ class SamplingParams(Message):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logprob_token_ids: list[int] | None = None
+    thinking_budget: ThinkingBudget | None = None
+    prompt_logprob_token_ids: PromptLogprobTokenIds | None = None
+    trace_decode_token_ids: list[int] | None = None
 
 
 class GrammarBitmask(Message):
@@ -199,6 +219,14 @@ class PromptLogprobs(Message):
     logprobs: Logprobs
 
 
+class PromptTokenIdLogprobs(Message):
+    """Scores of the tokens that one request named for places of its prompt; f32 values."""
+
+    row: int
+    num_columns: int
+    logprobs: bytes
+
+
 class RowError(Message):
     """Why a row has no token."""
 
@@ -212,6 +240,7 @@ class StepResult(Message):
     token_ids: bytes
     logprobs: Logprobs | None
     prompt_logprobs: list[PromptLogprobs]
+    prompt_token_id_logprobs: list[PromptTokenIdLogprobs]
     row_errors: list[RowError]
     queue_us: int
     run_us: int

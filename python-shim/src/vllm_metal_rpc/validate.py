@@ -18,7 +18,7 @@ class Policy(Enum):
 
     DAEMON = "the daemon honours it"
     VLLM = "vLLM's scheduler or front end does all of it"
-    REFUSED = "only its default is accepted"
+    REFUSED = "only a value that asks for nothing is accepted"
 
 
 SAMPLING_PARAMS: Final[dict[str, Policy]] = {
@@ -36,8 +36,12 @@ SAMPLING_PARAMS: Final[dict[str, Policy]] = {
     "bad_words": Policy.DAEMON,
     "logprobs": Policy.DAEMON,
     "prompt_logprobs": Policy.DAEMON,
+    "prompt_logprob_token_ids": Policy.DAEMON,
+    "prompt_logprob_start": Policy.DAEMON,
     "logprob_token_ids": Policy.DAEMON,
     "structured_outputs": Policy.DAEMON,
+    "thinking_token_budget": Policy.DAEMON,
+    "trace_decode_token_ids": Policy.DAEMON,
     # Fan-out and stopping.
     "n": Policy.VLLM,
     "stop": Policy.VLLM,
@@ -63,31 +67,28 @@ SAMPLING_PARAMS: Final[dict[str, Policy]] = {
     "_watermarking_skipped": Policy.VLLM,
     # Features of workers that the daemon does not have.
     "watermarking": Policy.REFUSED,
-    "prompt_logprob_token_ids": Policy.REFUSED,
-    "prompt_logprob_start": Policy.REFUSED,
     "extra_args": Policy.REFUSED,
-    "thinking_token_budget": Policy.REFUSED,
     "routed_experts_prompt_start": Policy.REFUSED,
-    "trace_decode_token_ids": Policy.REFUSED,
 }
-# The defaults after vLLM's __post_init__, which turns some None into empty lists.
-_DEFAULTS: Final = SamplingParams()
-_REFUSED: Final = tuple(
-    (name, getattr(_DEFAULTS, name))
-    for name, policy in SAMPLING_PARAMS.items()
-    if policy is Policy.REFUSED
-)
+# What is refused once it is neither absent, false, zero nor empty, and why.
+_REFUSED: Final = {
+    "watermarking": "tokens are drawn without a watermark; leave it out or set it to false",
+    "extra_args": "there is no plugin or connector that could read it (vllm_xargs over HTTP)",
+    "routed_experts_prompt_start": "metald does not tell which experts a token was routed to",
+}
 
 
 # The wire's limits (protocol/src/limits.rs), which no vocabulary comes near.
 _MAX_TOKEN_LIST: Final = 1 << 20
 _MAX_BAD_WORDS: Final = 1 << 16
+_MAX_PROMPT_LOGPROB_TOKEN_IDS: Final = 1 << 22
 _LENGTHS: Final[tuple[tuple[str, str, int], ...]] = (
     ("stop_token_ids", "all_stop_token_ids", _MAX_TOKEN_LIST),
     ("allowed_token_ids", "allowed_token_ids", _MAX_TOKEN_LIST),
     ("logit_bias", "logit_bias", _MAX_TOKEN_LIST),
     ("logprob_token_ids", "logprob_token_ids", _MAX_TOKEN_LIST),
     ("bad_words", "bad_words_token_ids", _MAX_BAD_WORDS),
+    ("trace_decode_token_ids", "trace_decode_token_ids", _MAX_TOKEN_LIST),
 )
 
 
@@ -117,11 +118,11 @@ def check_request(params: Any, prompt: Any) -> None:
     """
     if not isinstance(params, SamplingParams):
         raise VLLMValidationError("metal-rpc serves text generation, not pooling requests")
-    for name, default in _REFUSED:
+    for name, reason in _REFUSED.items():
         value = getattr(params, name)
-        if value != default:
+        if value:
             raise VLLMValidationError(
-                f"{name} is not supported by metal-rpc", parameter=name, value=value
+                f"{name} is not supported by metal-rpc: {reason}", parameter=name, value=value
             )
     for name, attribute, limit in _LENGTHS:
         length = len(getattr(params, attribute) or ())
@@ -131,6 +132,14 @@ def check_request(params: Any, prompt: Any) -> None:
                 parameter=name,
                 value=length,
             )
+    scored = params.prompt_logprob_token_ids
+    if scored is not None and scored.size > _MAX_PROMPT_LOGPROB_TOKEN_IDS:
+        raise VLLMValidationError(
+            f"prompt_logprob_token_ids may have {_MAX_PROMPT_LOGPROB_TOKEN_IDS} entries with "
+            f"metal-rpc, it has {scored.size}",
+            parameter="prompt_logprob_token_ids",
+            value=scored.size,
+        )
     kind = prompt.get("type") if isinstance(prompt, dict) else None
     if kind == "embeds":
         raise VLLMValidationError(
