@@ -19,7 +19,7 @@ import zmq
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 
-from vllm_metal_rpc import convert, messages
+from vllm_metal_rpc import codec, convert, messages
 from vllm_metal_rpc.session import Options, Session
 
 NUM_RUNS = 3000
@@ -53,7 +53,7 @@ def answer(endpoint: str) -> None:
         socket.bind(endpoint)
         while True:
             identity, frame = socket.recv_multipart()
-            request, _, seq = messages.decode_request(frame)
+            request, _, seq = codec.decode_request(frame)
             if isinstance(request, messages.Hello):
                 reply: Any = messages.Welcome(1, "0", 1, 1, b"s" * 16, 1000, 10_000, "cpu")
             elif isinstance(request, messages.Exec):
@@ -61,7 +61,7 @@ def answer(endpoint: str) -> None:
                 reply = messages.StepResult(tokens, None, [], [], [], 0, 0)
             else:
                 reply = messages.Pong()
-            socket.send_multipart([identity, messages.encode_reply(reply, seq)])
+            socket.send_multipart([identity, codec.encode_reply(reply, seq)])
 
 
 def report(name: str, run: Callable[[], float]) -> None:
@@ -79,11 +79,11 @@ def timed(run: Callable[[], object]) -> float:
 def main() -> None:
     for num_requests in (1, 64, 256):
         encoder, step = decode_step(num_requests)
-        frame = messages.encode_request(encoder.encode(step), b"s" * 16, 70_000)
+        frame = codec.encode_request(encoder.encode(step), b"s" * 16, 70_000)
         print(f"\n{num_requests} requests, {len(frame)} bytes")
 
         def encode(encoder: Any = encoder, step: Any = step) -> None:
-            messages.encode_request(encoder.encode(step), b"s" * 16, 70_000)
+            codec.encode_request(encoder.encode(step), b"s" * 16, 70_000)
 
         report("encode", lambda encode=encode: timed(encode))
     with tempfile.TemporaryDirectory() as folder:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import zmq
 
+from vllm_metal_rpc import codec
 from vllm_metal_rpc import messages as m
 from vllm_metal_rpc.errors import ErrorCode, Scope
 
@@ -135,13 +136,13 @@ class FakeDaemon:
                 identity, *frames = socket.recv_multipart()
                 assert len(frames) == 1, "a message is one frame"
                 for reply, seq in self._answer(frames[0], epoch):
-                    socket.send_multipart([identity, m.encode_reply(reply, seq)])
+                    socket.send_multipart([identity, codec.encode_reply(reply, seq)])
                 if self.script.restart_after and self.num_steps >= self.script.restart_after[0]:
                     self.script.restart_after.pop(0)
                     return
 
     def _answer(self, frame: bytes, epoch: int) -> list[tuple[m.Message, int]]:
-        request, token, seq = m.decode_request(frame)
+        request, token, seq = codec.decode_request(frame)
         self.received.append(request)
         if refusal := self.script.refuse.pop(type(request), None):
             return [(refusal, seq)]

@@ -17,7 +17,7 @@ from vllm.v1.core.sched.output import (
 
 from fake_daemon import FakeDaemon, FakeSession, Script, generate
 from simulation import BLOCK_SIZE, Simulation
-from vllm_metal_rpc import convert, messages
+from vllm_metal_rpc import codec, convert, messages
 from vllm_metal_rpc.errors import ProtocolViolation, UnsupportedFeature
 
 
@@ -133,7 +133,7 @@ def test_a_steady_decode_step_carries_only_what_changed() -> None:
     step = encoder.encode(decode_of(names, [4000 + i for i in range(64)], blocks))
     assert step.num_scheduled_tokens == []
     assert [grown.row for grown in step.new_blocks] == [0, 16, 32, 48]
-    assert len(messages.encode_request(step, b"s" * 16, 70_000)) < 400
+    assert len(codec.encode_request(step, b"s" * 16, 70_000)) < 400
 
 
 def test_rows_follow_the_order_of_the_step() -> None:

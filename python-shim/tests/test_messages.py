@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from vllm_metal_rpc import messages
+from vllm_metal_rpc import codec, messages
 from vllm_metal_rpc.errors import DaemonError, ErrorCode, ProtocolViolation, daemon_error
 
 GOLDEN = Path(__file__).resolve().parents[2] / "protocol" / "golden"
@@ -45,14 +45,14 @@ def test_golden_has_the_same_fields_and_bytes(path: Path) -> None:
     expected = json.loads(path.read_text())
     frame = path.with_suffix(".msgpack").read_bytes()
     if "session" in expected:
-        message, session, seq = messages.decode_request(frame)
+        message, session, seq = codec.decode_request(frame)
         assert session.hex() == (expected["session"] or "")
-        assert messages.encode_request(message, session, seq) == frame
-        known = messages.REQUESTS
+        assert codec.encode_request(message, session, seq) == frame
+        known = codec.REQUESTS
     else:
-        message, seq = messages.decode_reply(frame)
-        assert messages.encode_reply(message, seq) == frame
-        known = messages.REPLIES
+        message, seq = codec.decode_reply(frame)
+        assert codec.encode_reply(message, seq) == frame
+        known = codec.REPLIES
     assert type(message) is known[expected["opcode"]]
     assert type(message).__name__.removesuffix("Reply") == expected["name"]
     assert seq == expected["seq"]
@@ -61,7 +61,7 @@ def test_golden_has_the_same_fields_and_bytes(path: Path) -> None:
 
 def test_every_message_has_a_golden() -> None:
     seen = {json.loads(path.read_text())["name"] for path in GOLDEN.glob("*.json")}
-    structs = [*messages.REQUESTS.values(), *messages.REPLIES.values()]
+    structs = [*codec.REQUESTS.values(), *codec.REPLIES.values()]
     assert seen == {struct.__name__.removesuffix("Reply") for struct in structs}
 
 
@@ -70,7 +70,7 @@ def test_every_message_has_a_golden() -> None:
 )
 def test_other_bytes_are_refused(frame: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
-        messages.decode_reply(frame)
+        codec.decode_reply(frame)
 
 
 @pytest.mark.parametrize("code", ErrorCode)

@@ -11,7 +11,7 @@ from typing import Final, Self, TypeVar
 
 import msgspec
 
-from vllm_metal_rpc import messages
+from vllm_metal_rpc import codec, messages
 from vllm_metal_rpc.client import Connection, Waker
 from vllm_metal_rpc.errors import (
     ConnectionLost,
@@ -93,7 +93,7 @@ class Link:
         """
         with self._lock:
             self._seq += 1
-            frame = messages.encode_request(request, self._token, self._seq)
+            frame = codec.encode_request(request, self._token, self._seq)
             try:
                 self._connection.send(frame)
             except ConnectionLost:
@@ -145,7 +145,7 @@ class Link:
             return None
         self._unanswered_since = None
         try:
-            reply, seq = messages.decode_reply(frame)
+            reply, seq = codec.decode_reply(frame)
         except msgspec.DecodeError as error:
             raise ProtocolViolation(f"the daemon sent what is not a reply: {error}") from error
         if isinstance(reply, messages.Pong):
@@ -163,7 +163,7 @@ class Link:
         try:
             while (remaining_s := deadline - time.monotonic()) > 0:
                 frame = self._connection.receive(remaining_s)
-                if frame is not None and messages.decode_reply(frame)[1] == seq:
+                if frame is not None and codec.decode_reply(frame)[1] == seq:
                     return
         except (MetalRpcError, msgspec.DecodeError):
             return

@@ -1,13 +1,12 @@
 """The wire structs, one to one with the `protocol` crate: same names, same fields, same order.
 
-A message is one msgpack array, `[opcode, session, seq, body]` as a request and
-`[opcode, seq, body]` as a reply; `body` is the array of the struct's fields. `PROTOCOL.md` says
+Each is encoded as the array of its fields; `codec.py` makes messages of them. `PROTOCOL.md` says
 what they mean; `golden/` holds an encoded example of each, which the tests of both languages read.
 
 Number arrays (`bytes` here, `I32Array` and `F32Array` there) hold little-endian values.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -324,79 +323,3 @@ class ErrorReply(Message):
     code: int
     scope: int
     message: str
-
-
-REQUESTS: Final[dict[int, type[Message]]] = {
-    1: Hello,
-    2: LoadModel,
-    3: ReserveMemory,
-    4: CreateCache,
-    5: Exec,
-    6: Sample,
-    7: Ping,
-    8: Goodbye,
-    9: Status,
-}
-REPLIES: Final[dict[int, type[Message]]] = {
-    1: Welcome,
-    2: LoadProgress,
-    3: ModelLoaded,
-    4: MemoryReserved,
-    5: CacheCreated,
-    6: StepResult,
-    7: Pong,
-    8: Farewell,
-    9: StatusReport,
-    10: ErrorReply,
-}
-
-_request_opcodes = {struct: opcode for opcode, struct in REQUESTS.items()}
-_reply_opcodes = {struct: opcode for opcode, struct in REPLIES.items()}
-_encode = msgspec.msgpack.Encoder().encode
-_request_decoder = msgspec.msgpack.Decoder(tuple[int, bytes, int, msgspec.Raw])
-_reply_decoder = msgspec.msgpack.Decoder(tuple[int, int, msgspec.Raw])
-_request_bodies = {opcode: msgspec.msgpack.Decoder(struct) for opcode, struct in REQUESTS.items()}
-_reply_bodies = {opcode: msgspec.msgpack.Decoder(struct) for opcode, struct in REPLIES.items()}
-
-
-def encode_request(request: Message, session: bytes, seq: int) -> bytes:
-    """Writes one request; `session` is `NO_SESSION` in `Hello` and `Status`."""
-    return _encode((_request_opcodes[type(request)], session, seq, request))
-
-
-def encode_reply(reply: Message, seq: int) -> bytes:
-    """Writes one reply, as the daemon does."""
-    return _encode((_reply_opcodes[type(reply)], seq, reply))
-
-
-def decode_request(frame: bytes) -> tuple[Message, bytes, int]:
-    """Reads one request, as the daemon does.
-
-    Returns:
-        The request, the session's token and the sequence number.
-
-    Raises:
-        msgspec.DecodeError: The bytes are not a request of this protocol.
-    """
-    opcode, session, seq, body = _request_decoder.decode(frame)
-    return _body(_request_bodies, opcode, body), session, seq
-
-
-def decode_reply(frame: bytes) -> tuple[Message, int]:
-    """Reads one reply.
-
-    Returns:
-        The reply and the sequence number of the request that it answers.
-
-    Raises:
-        msgspec.DecodeError: The bytes are not a reply of this protocol.
-    """
-    opcode, seq, body = _reply_decoder.decode(frame)
-    return _body(_reply_bodies, opcode, body), seq
-
-
-def _body(decoders: dict[int, Any], opcode: int, body: msgspec.Raw) -> Message:
-    decoder = decoders.get(opcode)
-    if decoder is None:
-        raise msgspec.DecodeError(f"opcode {opcode} is not known")
-    return decoder.decode(body)
