@@ -8,6 +8,8 @@ use mlx_rs::{Array, Dtype};
 
 use crate::{check::Arguments, element::FloatType, error::Result, ffi::Output, node::HostKernel};
 
+pub(crate) use native::normalise;
+
 const CHECK: Arguments = Arguments { kernel: "rms_norm" };
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over the last axis.

@@ -72,11 +72,17 @@ impl<W: Float> Operation for Rows<'_, W> {
     fn run<L: Lanes>(self) {
         let dim = self.weight.len();
         for (x, y) in self.x.chunks_exact(dim).zip(self.y.chunks_exact_mut(dim)) {
-            #[expect(clippy::cast_precision_loss, reason = "a dimension is far below 2^24")]
-            let mean = square_sum::<L>(x) / dim as f32;
-            scale::<L, W>(x, 1.0 / (mean + self.eps).sqrt(), self.weight, y);
+            normalise::<L, W>(x, self.eps, self.weight, y);
         }
     }
+}
+
+/// Normalises one row.
+#[inline(always)]
+pub(crate) fn normalise<L: Lanes, W: Float>(x: &[f32], eps: f32, weight: &[W], y: &mut [f32]) {
+    #[expect(clippy::cast_precision_loss, reason = "a dimension is far below 2^24")]
+    let mean = square_sum::<L>(x) / x.len() as f32;
+    scale::<L, W>(x, 1.0 / (mean + eps).sqrt(), weight, y);
 }
 
 #[inline(always)]

@@ -6,6 +6,8 @@ use mlx_rs::{Array, Dtype};
 
 use crate::{check::Arguments, error::Result, ffi::Output, node::HostKernel};
 
+pub(crate) use native::{Angles, turn};
+
 const CHECK: Arguments = Arguments { kernel: "rope" };
 
 /// Which two elements of a head turn together.

@@ -24,9 +24,31 @@ pub(super) struct Rope {
     pub(super) pairing: RopePairing,
 }
 
+/// By how much the pairs of one token turn.
+#[derive(Default)]
+pub(crate) struct Angles {
+    cosines: Vec<f32>,
+    sines: Vec<f32>,
+}
+
+impl Angles {
+    /// Those of the token at `position`.
+    #[inline(always)]
+    pub(crate) fn fill(&mut self, position: i32, inv_freq: &[f32], scale: f32) {
+        self.cosines.clear();
+        self.sines.clear();
+        #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^24")]
+        let position = position as f32;
+        for inv_freq in inv_freq {
+            let (sine, cosine) = (position * inv_freq).sin_cos();
+            self.cosines.push(cosine * scale);
+            self.sines.push(sine * scale);
+        }
+    }
+}
+
 thread_local! {
-    /// Cosines, then sines, of one token.
-    static ANGLES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static ANGLES: RefCell<Angles> = RefCell::default();
 }
 
 impl HostKernel for Rope {
@@ -69,7 +91,7 @@ struct Tokens<'a> {
     x: &'a [f32],
     positions: &'a [i32],
     inv_freq: &'a [f32],
-    angles: &'a mut Vec<f32>,
+    angles: &'a mut Angles,
     y: &'a mut [f32],
 }
 
@@ -78,30 +100,24 @@ impl Operation for Tokens<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let num_pairs = self.inv_freq.len();
         let head_dim = self.rope.head_dim;
         let row = self.rope.num_heads * head_dim;
-        self.angles.resize(2 * num_pairs, 0.0);
-        let (cosines, sines) = self.angles.split_at_mut(num_pairs);
         let rows = self.x.chunks_exact(row).zip(self.y.chunks_exact_mut(row));
         for (&position, (x, y)) in self.positions.iter().zip(rows) {
-            #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^24")]
-            let position = position as f32;
-            for (i, inv_freq) in self.inv_freq.iter().enumerate() {
-                let (sine, cosine) = (position * inv_freq).sin_cos();
-                cosines[i] = cosine * self.rope.scale;
-                sines[i] = sine * self.rope.scale;
-            }
+            self.angles.fill(position, self.inv_freq, self.rope.scale);
             for (x, y) in x.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)) {
-                turn(self.rope.pairing, x, cosines, sines, y);
+                turn(self.rope.pairing, x, self.angles, y);
             }
         }
     }
 }
 
+/// Turns one head.
 #[inline(always)]
-fn turn(pairing: RopePairing, x: &[f32], cosines: &[f32], sines: &[f32], y: &mut [f32]) {
+pub(crate) fn turn(pairing: RopePairing, x: &[f32], angles: &Angles, y: &mut [f32]) {
+    let Angles { cosines, sines } = angles;
     let num_pairs = cosines.len();
+    assert!(sines.len() == num_pairs);
     let (x_turned, x_kept) = x.split_at(2 * num_pairs);
     let (y_turned, y_kept) = y.split_at_mut(2 * num_pairs);
     y_kept.copy_from_slice(x_kept);

@@ -32,6 +32,8 @@ mod pool;
 mod product;
 mod simd;
 
+#[path = "../add_rms_norm/mod.rs"]
+mod add_rms_norm;
 #[path = "../argmax/mod.rs"]
 mod argmax;
 #[path = "../dispatch/mod.rs"]
@@ -50,6 +52,8 @@ mod reshape_and_cache;
 mod rms_norm;
 #[path = "../rope/mod.rs"]
 mod rope;
+#[path = "../rope_and_cache/mod.rs"]
+mod rope_and_cache;
 #[path = "../route/mod.rs"]
 mod route;
 #[path = "../sample/mod.rs"]
@@ -59,6 +63,7 @@ mod silu_mul;
 #[path = "../slots/mod.rs"]
 mod slots;
 
+pub use add_rms_norm::add_rms_norm;
 pub use argmax::argmax;
 pub use dispatch::{Dispatched, ExpertGroups, combine, dispatch};
 pub use error::{KernelError, Result};
@@ -70,6 +75,7 @@ pub use quantized_linear::{QuantizedFormat, QuantizedMatrix, quantized_linear, q
 pub use reshape_and_cache::reshape_and_cache;
 pub use rms_norm::rms_norm;
 pub use rope::{RopePairing, rope};
+pub use rope_and_cache::{QkNorm, QkvParams, RopeParams, rope_and_cache};
 pub use route::{GroupRank, RouteGroups, RouteParams, RouteScores, Routes, route};
 pub use sample::{
     GREEDY_TEMPERATURE, History, LogprobsMode, SampleBatch, SampleParams, Span, TokenScores,
