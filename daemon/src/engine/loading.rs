@@ -39,7 +39,7 @@ impl Engine {
         let (dtype, mode) = check_load(&load)?;
         let folder = self.config.model_roots.admit(load.path.as_ref());
         let key = folder
-            .and_then(|folder| ModelKey::of_folder(&folder, dtype))
+            .and_then(|folder| ModelKey::of_folder(&folder, dtype, load.max_model_len))
             .map_err(|error| model_error(&error))?;
         let session = self.session(id);
         session.load = Some(load);
@@ -89,6 +89,7 @@ impl Engine {
             };
             let options = LoadOptions {
                 dtype: key.dtype,
+                rope_len: key.rope_len,
                 device,
                 free_bytes,
                 progress: &mut progress,

@@ -5,7 +5,8 @@
 //!
 //! # Source
 //! transformers 5.20 `modeling_rope_utils.py`: `_compute_linear_scaling_rope_parameters`,
-//! `_compute_llama3_parameters`, `_compute_yarn_parameters`.
+//! `_compute_dynamic_ntk_parameters`, `_compute_llama3_parameters`, `_compute_yarn_parameters`,
+//! `_compute_longrope_parameters`.
 
 use std::f64::consts::PI;
 
@@ -36,6 +37,23 @@ pub enum RopeScaling {
     Linear {
         /// How much longer the context is.
         factor: f64,
+    },
+    /// NTK: the base is raised, the more the longer the context is.
+    ///
+    /// Transformers computes it from the longest request of a batch, so that what a token's key is
+    /// depends on others. Here it is that of the longest request that there may be.
+    Dynamic {
+        /// How fast the base is raised.
+        factor: f64,
+        /// How much longer the context is.
+        stretch: f64,
+    },
+    /// LongRoPE: each pair's frequency is divided by a factor of its own.
+    LongRope {
+        /// By pair, above zero: those for long or those for short contexts.
+        factors: Vec<f64>,
+        /// Multiplies sine and cosine.
+        attention_factor: f64,
     },
     /// Llama 3.1: long waves are divided by the factor, short ones kept, those between blended.
     Llama3 {
@@ -111,8 +129,14 @@ impl RopeArgs {
         match self.scaling {
             RopeScaling::Yarn {
                 attention_factor, ..
+            }
+            | RopeScaling::LongRope {
+                attention_factor, ..
             } => single(attention_factor),
-            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => 1.0,
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Dynamic { .. }
+            | RopeScaling::Llama3 { .. } => 1.0,
         }
     }
 
@@ -120,12 +144,22 @@ impl RopeArgs {
     #[must_use]
     pub fn inv_freq(&self) -> Vec<f32> {
         let dim = f64::from(self.rotary_dim);
-        let theta = single(self.theta);
+        let theta = match self.scaling {
+            RopeScaling::Dynamic { factor, stretch } => {
+                self.theta * (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0))
+            }
+            _ => self.theta,
+        };
+        let theta = single(theta);
         let exponents = (0..self.rotary_dim).step_by(2);
         // Radians are the inverse of these.
         let waves = exponents.map(|index| theta.powf(single(f64::from(index)) / single(dim)));
         match self.scaling {
-            RopeScaling::None => waves.map(f32::recip).collect(),
+            RopeScaling::None | RopeScaling::Dynamic { .. } => waves.map(f32::recip).collect(),
+            RopeScaling::LongRope { ref factors, .. } => waves
+                .zip(factors)
+                .map(|(wave, factor)| (single(*factor) * wave).recip())
+                .collect(),
             RopeScaling::Linear { factor } => {
                 waves.map(|wave| wave.recip() / single(factor)).collect()
             }

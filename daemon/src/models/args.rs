@@ -31,6 +31,8 @@ pub struct Defaults {
     pub tie_word_embeddings: bool,
     /// `rope_theta` where it is absent.
     pub rope_theta: f64,
+    /// `partial_rotary_factor` where it is absent.
+    pub partial_rotary_factor: f64,
 }
 
 impl Defaults {
@@ -44,6 +46,7 @@ impl Defaults {
         head_dim: None,
         tie_word_embeddings: false,
         rope_theta: 10_000.0,
+        partial_rotary_factor: 1.0,
     };
 }
 
@@ -74,8 +77,12 @@ pub struct ModelArgs {
     pub activation: Activation,
     /// The head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Tokens of the longest request that there may be, for ropes whose frequencies depend on it.
+    pub rope_len: u32,
     /// `rope_theta` where it is absent.
-    default_rope_theta: f64,
+    pub(super) default_rope_theta: f64,
+    /// `partial_rotary_factor` where it is absent.
+    default_partial_rotary_factor: f64,
 }
 
 /// The keys as they stand in the file.
@@ -125,6 +132,7 @@ impl ModelArgs {
             }
         };
         check_head(num_heads, head_dim)?;
+        let max_position_embeddings = dim("max_position_embeddings", raw.max_position_embeddings)?;
         Ok(Self {
             model_type: config.model_type()?.to_owned(),
             vocab_size: dim("vocab_size", raw.vocab_size)?,
@@ -134,7 +142,7 @@ impl ModelArgs {
             num_heads,
             num_kv_heads,
             head_dim,
-            max_position_embeddings: dim("max_position_embeddings", raw.max_position_embeddings)?,
+            max_position_embeddings,
             norm: NormArgs {
                 kind: defaults.norm_kind,
                 eps: epsilon(config, defaults)?,
@@ -143,7 +151,9 @@ impl ModelArgs {
             tie_word_embeddings: raw
                 .tie_word_embeddings
                 .unwrap_or(defaults.tie_word_embeddings),
+            rope_len: max_position_embeddings.unsigned_abs(),
             default_rope_theta: defaults.rope_theta,
+            default_partial_rotary_factor: defaults.partial_rotary_factor,
         })
     }
 
@@ -156,7 +166,9 @@ impl ModelArgs {
             layer_type,
             head_dim: self.head_dim,
             max_position_embeddings: self.max_position_embeddings,
+            rope_len: self.rope_len,
             default_theta: self.default_rope_theta,
+            default_partial_rotary_factor: self.default_partial_rotary_factor,
         };
         rope_args::read(config, &request)
     }

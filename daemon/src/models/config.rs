@@ -61,6 +61,22 @@ impl Config {
         self.typed(key, "a number", Value::as_f64)
     }
 
+    /// A positive factor for activations; `None` if the key is absent or null.
+    ///
+    /// # Errors
+    /// If it is something else.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "activations are f32 at most"
+    )]
+    pub fn factor(&self, key: &'static str) -> Result<Option<f32>, ModelError> {
+        let rule = "a number above 0";
+        self.typed(key, rule, |value| {
+            let factor = value.as_f64()? as f32;
+            (factor.is_finite() && factor > 0.0).then_some(factor)
+        })
+    }
+
     /// A count of something; `None` if the key is absent or null.
     ///
     /// # Errors

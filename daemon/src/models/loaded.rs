@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, UNIX_EPOCH};
 
-use super::{Dtype, Model, ModelError};
+use super::{Config, Dtype, Model, ModelError, rope_args};
 use crate::kv_cache::{BlockPool, KvCache};
 
 /// What makes two requests for a model the same model: folder, content and data type.
@@ -18,14 +18,17 @@ pub struct ModelKey {
     fingerprint: u64,
     /// What the weights are held in.
     pub dtype: Dtype,
+    /// The length of context that its rope is made for, if the rope depends on it.
+    pub rope_len: Option<u32>,
 }
 
 impl ModelKey {
-    /// Looks at the folder.
+    /// Looks at the folder, for requests of up to `max_model_len` tokens.
     ///
     /// # Errors
-    /// [`ModelError::Read`] if there is no such folder, or it cannot be read.
-    pub fn of_folder(path: &Path, dtype: Dtype) -> Result<Self, ModelError> {
+    /// [`ModelError::Read`] if there is no such folder, or it cannot be read; others if its
+    /// `config.json` makes no sense.
+    pub fn of_folder(path: &Path, dtype: Dtype, max_model_len: u32) -> Result<Self, ModelError> {
         let not_found = |source| ModelError::Read {
             path: path.to_owned(),
             source,
@@ -44,10 +47,12 @@ impl ModelKey {
         let mut hasher = DefaultHasher::new();
         files.hash(&mut hasher);
         let path = path.canonicalize().map_err(not_found)?;
+        let rope_len = rope_args::length(&Config::read(&path)?, max_model_len)?;
         Ok(Self {
             path,
             fingerprint: hasher.finish(),
             dtype,
+            rope_len,
         })
     }
 
@@ -58,6 +63,7 @@ impl ModelKey {
             path: name.into(),
             fingerprint: 0,
             dtype: Dtype::Float32,
+            rope_len: None,
         }
     }
 }

@@ -39,13 +39,22 @@ mod roots;
 mod rope_args;
 pub mod weights;
 
+pub mod gemma2;
+pub mod gemma3_text;
+pub mod granite;
 pub mod llama;
+pub mod ministral;
 pub mod mistral;
 pub mod mixtral;
+pub mod olmo2;
+pub mod phi;
+pub mod phi3;
+pub mod qwen;
 pub mod qwen2;
 pub mod qwen2_moe;
 pub mod qwen3;
 pub mod qwen3_moe;
+pub mod smollm3;
 
 use std::{fmt::Debug, path::Path};
 
@@ -81,11 +90,20 @@ pub struct Family {
 pub const FAMILIES: &[Family] = &[
     llama::FAMILY,
     mistral::FAMILY,
+    ministral::FAMILY,
     mixtral::FAMILY,
+    qwen::FAMILY,
     qwen2::FAMILY,
     qwen2_moe::FAMILY,
     qwen3::FAMILY,
     qwen3_moe::FAMILY,
+    phi::FAMILY,
+    phi3::FAMILY,
+    gemma2::FAMILY,
+    gemma3_text::FAMILY,
+    smollm3::FAMILY,
+    granite::FAMILY,
+    olmo2::FAMILY,
 ];
 
 /// A model with its weights, ready to run.
@@ -161,6 +179,8 @@ pub struct LayerInput<'a> {
 pub struct LoadOptions<'a> {
     /// What weights and KV cache are held in.
     pub dtype: Dtype,
+    /// The length of context that its rope is made for, if not the checkpoint's own.
+    pub rope_len: Option<u32>,
     /// Where the model runs.
     pub device: DeviceType,
     /// Memory that the weights may take.
@@ -173,6 +193,7 @@ impl Debug for LoadOptions<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LoadOptions")
             .field("dtype", &self.dtype)
+            .field("rope_len", &self.rope_len)
             .field("device", &self.device)
             .field("free_bytes", &self.free_bytes)
             .finish_non_exhaustive()
@@ -201,7 +222,8 @@ pub fn load(folder: &Path, options: LoadOptions<'_>) -> Result<Box<dyn Model>, M
     let config = Config::read(folder)?;
     let family = family(&config)?;
     config.check_architecture(family.architectures)?;
-    let args = (family.args)(&config)?;
+    let mut args = (family.args)(&config)?;
+    args.rope_len = options.rope_len.unwrap_or(args.rope_len);
     let mut checkpoint = Checkpoint::open(folder)?;
     (family.sanitize)(&args, &mut checkpoint);
     let weights = Weights::new(checkpoint, options)?;

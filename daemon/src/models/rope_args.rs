@@ -25,8 +25,12 @@ pub(super) struct Request<'a> {
     pub(super) head_dim: i32,
     /// Tokens of the longest request that the checkpoint was made for.
     pub(super) max_position_embeddings: i32,
+    /// Tokens of the longest request that there may be.
+    pub(super) rope_len: u32,
     /// `rope_theta` where it is absent.
     pub(super) default_theta: f64,
+    /// `partial_rotary_factor` where it is absent.
+    pub(super) default_partial_rotary_factor: f64,
 }
 
 /// What layers of a kind turn queries and keys by.
@@ -38,14 +42,14 @@ pub(super) fn read(config: &Config, request: &Request<'_>) -> Result<RopeArgs, M
     let parameters = Parameters {
         config,
         values: parameters(config, request.layer_type)?,
-        max_position_embeddings: request.max_position_embeddings,
+        request,
     };
     let theta = match parameters.optional("rope_theta")? {
         Some(theta) => Some(theta),
         None => config.number("rope_theta")?,
     };
     Ok(RopeArgs {
-        rotary_dim: parameters.rotary_dim(request.head_dim)?,
+        rotary_dim: parameters.rotary_dim()?,
         pairing: RopePairing::Halves,
         theta: above("rope_theta", 1.0, theta.unwrap_or(request.default_theta))?,
         scaling: parameters.scaling()?,
@@ -73,19 +77,49 @@ fn parameters<'a>(config: &'a Config, layer_type: &str) -> Result<Option<&'a Val
     }
 }
 
+/// The length that the frequencies of a checkpoint are made for, if they depend on it: two
+/// frontends share a model only if theirs agree.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn length(config: &Config, max_model_len: u32) -> Result<Option<u32>, ModelError> {
+    let values = parameters(config, "full_attention")?;
+    let get = |key| values.and_then(|values| values.get(key));
+    let count = |key: &'static str| match config.count(key) {
+        Ok(None) => Ok(get(key)
+            .and_then(Value::as_u64)
+            .and_then(|n| n.try_into().ok())),
+        found => found,
+    };
+    let trained = count("max_position_embeddings")?.unwrap_or(max_model_len);
+    let rope_type = get("rope_type").or_else(|| get("type"));
+    Ok(match rope_type.and_then(Value::as_str) {
+        Some("dynamic") => Some(max_model_len.max(trained)),
+        Some("su" | "longrope") => {
+            let original = count("original_max_position_embeddings")?.unwrap_or(trained);
+            Some(max_model_len.max(original).min(original.saturating_add(1)))
+        }
+        _ => None,
+    })
+}
+
 struct Parameters<'a> {
     config: &'a Config,
     values: Option<&'a Value>,
-    max_position_embeddings: i32,
+    request: &'a Request<'a>,
 }
 
 impl Parameters<'_> {
     /// The share of the head that is turned, as transformers rounds it.
-    fn rotary_dim(&self, head_dim: i32) -> Result<i32, ModelError> {
+    fn rotary_dim(&self) -> Result<i32, ModelError> {
         const KEY: &str = "partial_rotary_factor";
+        let head_dim = self.request.head_dim;
         let factor = match self.optional(KEY)? {
             Some(factor) => factor,
-            None => self.config.number(KEY)?.unwrap_or(1.0),
+            None => self
+                .config
+                .number(KEY)?
+                .unwrap_or(self.request.default_partial_rotary_factor),
         };
         #[expect(clippy::cast_possible_truncation, reason = "at most `head_dim`")]
         let rotary_dim = (f64::from(head_dim) * factor.clamp(0.0, 2.0)) as i32;
@@ -106,12 +140,15 @@ impl Parameters<'_> {
             Some("linear") => Ok(RopeScaling::Linear {
                 factor: self.factor()?,
             }),
+            Some("dynamic") => self.dynamic(),
             Some("llama3") => self.llama3(),
             Some("yarn") => self.yarn(),
+            // The first is how Phi-3 spelled it once.
+            Some("su" | "longrope") => self.longrope(),
             _ => Err(ModelError::Unsupported {
                 key: "rope_type",
                 value: rope_type.map(Value::to_string).unwrap_or_default(),
-                known: vec!["default", "linear", "llama3", "yarn"],
+                known: vec!["default", "linear", "dynamic", "llama3", "yarn", "longrope"],
             }),
         }
     }
@@ -138,7 +175,9 @@ impl Parameters<'_> {
         let original_max_position_embeddings = self.original_max_position_embeddings()?;
         let factor = match self.optional("factor")? {
             Some(factor) => above("factor", 0.0, factor)?,
-            None => f64::from(self.max_position_embeddings) / original_max_position_embeddings,
+            None => {
+                f64::from(self.request.max_position_embeddings) / original_max_position_embeddings
+            }
         };
         let attention_factor = match self.optional("attention_factor")? {
             Some(given) => given,
@@ -163,6 +202,53 @@ impl Parameters<'_> {
         })
     }
 
+    fn dynamic(&self) -> Result<RopeScaling, ModelError> {
+        let trained = f64::from(self.request.max_position_embeddings);
+        Ok(RopeScaling::Dynamic {
+            factor: self.factor()?,
+            stretch: f64::from(self.request.rope_len).max(trained) / trained,
+        })
+    }
+
+    fn longrope(&self) -> Result<RopeScaling, ModelError> {
+        let original = self.original_max_position_embeddings()?;
+        let factor = match self.optional("factor")? {
+            Some(factor) => factor,
+            None => f64::from(self.request.max_position_embeddings) / original,
+        };
+        let attention_factor = match self.optional("attention_factor")? {
+            Some(given) => given,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / original.ln()).sqrt(),
+        };
+        let key = match f64::from(self.request.rope_len) > original {
+            true => "long_factor",
+            false => "short_factor",
+        };
+        Ok(RopeScaling::LongRope {
+            factors: self.factors(key)?,
+            attention_factor: above("attention_factor", 0.0, attention_factor)?,
+        })
+    }
+
+    /// One factor per pair.
+    fn factors(&self, key: &'static str) -> Result<Vec<f64>, ModelError> {
+        let values = self.get(key).and_then(Value::as_array);
+        let factors = values.map(Vec::as_slice).unwrap_or_default();
+        let num_pairs = self.rotary_dim()?.unsigned_abs() as usize / 2;
+        if factors.len() != num_pairs {
+            return Err(ModelError::Config {
+                key,
+                rule: "one number per pair of rotated elements",
+                value: format!("{} for {num_pairs} pairs", factors.len()),
+            });
+        }
+        factors
+            .iter()
+            .map(|factor| above(key, 0.0, number(key, factor)?))
+            .collect()
+    }
+
     fn factor(&self) -> Result<f64, ModelError> {
         above("factor", 0.0, self.required("factor")?)
     }
@@ -177,7 +263,7 @@ impl Parameters<'_> {
         above(
             KEY,
             0.0,
-            given.unwrap_or(f64::from(self.max_position_embeddings)),
+            given.unwrap_or(f64::from(self.request.max_position_embeddings)),
         )
     }
 

@@ -9,12 +9,16 @@ use std::{
     sync::OnceLock,
 };
 
-use metald::models::FAMILIES;
+use metald::models::{self, Dtype, FAMILIES, LoadOptions, Model};
+use mlx_rs::DeviceType;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
 const TABLE: &str = include_str!("../golden/families.json");
-const SCRIPT: &str = include_str!("../golden/make_families.py");
+const SCRIPTS: [&str; 2] = [
+    include_str!("../golden/make_families.py"),
+    include_str!("../golden/qwen_reference.py"),
+];
 
 /// A row of `tests/golden/families.json`.
 #[derive(Debug, Deserialize)]
@@ -23,13 +27,8 @@ pub(crate) struct Row {
     pub(crate) name: String,
     model_type: String,
     config: serde_json::Value,
-}
-
-impl Row {
-    /// A router chooses among experts.
-    pub(crate) fn has_experts(&self) -> bool {
-        self.config.get("num_experts_per_tok").is_some()
-    }
+    /// The longest request, where the rope depends on it.
+    max_model_len: Option<u32>,
 }
 
 /// What the reference makes of a checkpoint.
@@ -40,19 +39,39 @@ pub(crate) struct Golden {
     pub(crate) logits: Vec<Vec<f32>>,
 }
 
+impl Row {
+    /// A router chooses among experts.
+    pub(crate) fn has_experts(&self) -> bool {
+        self.config.get("num_experts_per_tok").is_some()
+    }
+
+    /// The checkpoint as a model.
+    pub(crate) fn load(&self, dtype: Dtype) -> Box<dyn Model> {
+        let options = LoadOptions {
+            dtype,
+            rope_len: self.max_model_len,
+            device: DeviceType::Cpu,
+            free_bytes: u64::MAX,
+            progress: &mut |_, _| {},
+        };
+        let model = models::load(&folder(&self.name), options);
+        model.unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+}
+
 pub(crate) fn rows() -> Vec<Row> {
     serde_json::from_str(TABLE).expect("a table")
 }
 
 /// The folder of a row's checkpoint. The first call after a change makes those of all rows.
-pub(crate) fn folder(name: &str) -> PathBuf {
+fn folder(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(make).join(name)
 }
 
 fn make() -> PathBuf {
     let mut hasher = DefaultHasher::new();
-    (TABLE, SCRIPT).hash(&mut hasher);
+    (TABLE, SCRIPTS).hash(&mut hasher);
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let folder = cache.join(format!("families-{:016x}", hasher.finish()));
     if folder.is_dir() {

@@ -63,6 +63,7 @@ fn progress_rises_to_the_total() {
     let mut seen = Vec::new();
     let options = LoadOptions {
         dtype: Dtype::Float16,
+        rope_len: None,
         device: DeviceType::Cpu,
         free_bytes: u64::MAX,
         progress: &mut |loaded, total| seen.push((loaded, total)),

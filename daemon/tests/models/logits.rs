@@ -1,7 +1,7 @@
 //! The model families against their references, and against themselves in other batches.
 
-use crate::families::{Golden, folder, rows};
-use crate::support::{Chunk, Runner, load};
+use crate::families::{Golden, Row, rows};
+use crate::support::{Chunk, Runner};
 use metald::models::Dtype;
 
 /// Tokens of a prompt; the golden's other tokens are its greedy continuation.
@@ -17,9 +17,8 @@ fn other_blocks() -> Vec<i32> {
     (24..48).map(|index| 1 + (index * 15 + 5) % 49).collect()
 }
 
-fn runner(name: &str, dtype: Dtype) -> Runner {
-    let model = load(&folder(name), dtype).unwrap_or_else(|error| panic!("{name}: {error}"));
-    Runner::new(model, 50)
+fn runner(row: &Row, dtype: Dtype) -> Runner {
+    Runner::new(row.load(dtype), 50)
 }
 
 /// The logits of tokens that are run in pieces.
@@ -66,8 +65,9 @@ fn greedy(logits: &[f32]) -> i32 {
 }
 
 /// Runs a golden's prompt in pieces, then continues it greedily.
-fn run_golden(name: &str, golden: &Golden, dtype: Dtype, pieces: &[usize]) -> Vec<Vec<f32>> {
-    let mut runner = runner(name, dtype);
+fn run_golden(row: &Row, golden: &Golden, dtype: Dtype, pieces: &[usize]) -> Vec<Vec<f32>> {
+    let name = &row.name;
+    let mut runner = runner(row, dtype);
     let prompt = &golden.token_ids[..NUM_PROMPT_TOKENS];
     let mut logits = run(&mut runner, prompt, pieces);
     for position in NUM_PROMPT_TOKENS..golden.token_ids.len() {
@@ -87,17 +87,19 @@ fn run_golden(name: &str, golden: &Golden, dtype: Dtype, pieces: &[usize]) -> Ve
 }
 
 /// Compares every logit of a golden.
-fn check(name: &str, dtype: Dtype, pieces: &[usize], tolerance: f32) {
+fn check(row: &Row, dtype: Dtype, pieces: &[usize], tolerance: f32) {
+    let name = &row.name;
     let golden = Golden::read(name);
-    let logits = run_golden(name, &golden, dtype, pieces);
+    let logits = run_golden(row, &golden, dtype, pieces);
     let error = relative_error(&logits, &golden.logits);
     assert!(error < tolerance, "{name} as {dtype}: error {error}");
 }
 
 /// Compares the logits of most tokens: a rounded router sends some of them to another expert.
-fn check_most(name: &str, dtype: Dtype, tolerance: f32) {
+fn check_most(row: &Row, dtype: Dtype, tolerance: f32) {
+    let name = &row.name;
     let golden = Golden::read(name);
-    let logits = run_golden(name, &golden, dtype, &[64]);
+    let logits = run_golden(row, &golden, dtype, &[64]);
     let largest = golden.logits.iter().flatten().map(|value| value.abs());
     let largest = largest.fold(0.0, f32::max);
     let is_far = |(actual, expected): (&Vec<f32>, &Vec<f32>)| {
@@ -117,7 +119,7 @@ fn logits_and_greedy_tokens_are_those_of_the_reference() {
     for row in rows() {
         // Sums of at most 128 products on both sides, in another order; measured below 3e-6.
         for pieces in [&[64][..], &[1, 7, 16, 40], &[33, 31]] {
-            check(&row.name, Dtype::Float32, pieces, 2e-5);
+            check(&row, Dtype::Float32, pieces, 2e-5);
         }
     }
 }
@@ -125,11 +127,11 @@ fn logits_and_greedy_tokens_are_those_of_the_reference() {
 #[test]
 fn logits_in_half_precision_are_close() {
     for row in rows() {
-        // Weights, keys and values are rounded to 8 bits, and to 11.
+        // The weights are exact in bf16; keys and values are rounded to 8 bits, and to 11.
         for (dtype, tolerance) in [(Dtype::Bfloat16, 6e-2), (Dtype::Float16, 8e-3)] {
             match row.has_experts() {
-                true => check_most(&row.name, dtype, tolerance),
-                false => check(&row.name, dtype, &[64], tolerance),
+                true => check_most(&row, dtype, tolerance),
+                false => check(&row, dtype, &[64], tolerance),
             }
         }
     }
@@ -138,20 +140,15 @@ fn logits_in_half_precision_are_close() {
 #[test]
 #[should_panic(expected = "llama as float32: error")]
 fn a_difference_is_noticed() {
-    check("llama", Dtype::Float32, &[64], 1e-9);
+    check(&rows()[0], Dtype::Float32, &[64], 1e-9);
 }
 
 #[test]
 fn a_prompt_in_chunks_gives_the_same_bits() {
     for row in rows() {
         let token_ids = &Golden::read(&row.name).token_ids[..37];
-        let all = |pieces: &[usize]| {
-            bits(&run(
-                &mut runner(&row.name, Dtype::Bfloat16),
-                token_ids,
-                pieces,
-            ))
-        };
+        let all =
+            |pieces: &[usize]| bits(&run(&mut runner(&row, Dtype::Bfloat16), token_ids, pieces));
         let expected = all(&[37]);
         // One by one; around the borders of blocks of 4; and a long one in the middle.
         for pieces in [vec![1; 37], vec![3, 1, 1, 4, 7, 1, 20], vec![2, 33, 2]] {
@@ -178,9 +175,9 @@ fn a_request_gets_the_same_bits_in_company() {
             num_computed,
             blocks: &other_blocks,
         };
-        let alone = runner(&row.name, Dtype::Bfloat16).run(&[chunk(token_ids, 0)]);
+        let alone = runner(&row, Dtype::Bfloat16).run(&[chunk(token_ids, 0)]);
 
-        let mut runner = runner(&row.name, Dtype::Bfloat16);
+        let mut runner = runner(&row, Dtype::Bfloat16);
         let first = runner.run(&[other_chunk(&other[..19], 0), chunk(prompt, 0)]);
         let second = runner.run(&[chunk(last, 30), other_chunk(&other[19..20], 19)]);
         let merged = [&first[19..], &second[..last.len()]].concat();

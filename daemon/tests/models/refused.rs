@@ -26,6 +26,7 @@ fn refused(folder: &Path, code: ErrorCode, parts: &[&str]) {
 fn weights_that_do_not_fit_are_refused() {
     let options = LoadOptions {
         dtype: Dtype::Float32,
+        rope_len: None,
         device: DeviceType::Cpu,
         free_bytes: 40_000,
         progress: &mut |_, _| {},
@@ -65,7 +66,7 @@ fn configs_that_cannot_be_run_are_refused() {
             "model_type",
             json!("mamba"),
             UnsupportedModel,
-            &["model_type mamba", "supported: llama, mistral"],
+            &["model_type mamba", "supported: llama, mistral, "],
         ),
         (
             "model_type",

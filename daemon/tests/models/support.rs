@@ -23,6 +23,7 @@ pub(crate) fn folder(name: &str) -> PathBuf {
 pub(crate) fn load(folder: &Path, dtype: Dtype) -> Result<Box<dyn Model>, ModelError> {
     let options = LoadOptions {
         dtype,
+        rope_len: None,
         device: DeviceType::Cpu,
         free_bytes: u64::MAX,
         progress: &mut |_, _| {},

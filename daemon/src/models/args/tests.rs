@@ -48,7 +48,9 @@ fn absent_keys_have_the_defaults_of_transformers() {
         },
         activation: Activation::Silu,
         tie_word_embeddings: false,
+        rope_len: 2048,
         default_rope_theta: 10_000.0,
+        default_partial_rotary_factor: 1.0,
     };
     assert_eq!(parse(&json!({})).expect("args"), expected);
     let nulls = json!({
@@ -184,12 +186,17 @@ fn broken_rules_are_named() {
         "rope_scaling must be an object",
     );
     check(
-        json!({ "rope_scaling": { "type": "dynamic" } }),
-        "rope_type \"dynamic\" is not supported",
+        json!({ "rope_scaling": { "type": "mrope" } }),
+        "rope_type \"mrope\" is not supported; supported: default, linear, dynamic, llama3, yarn, longrope",
     );
     check(
         json!({ "rope_scaling": { "type": "dynamic" } }),
-        "default, linear, llama3, yarn",
+        "factor must be a number, but is absent",
+    );
+    let short = json!({ "rope_scaling": { "type": "su", "short_factor": [1, 2] } });
+    check(
+        short,
+        "short_factor must be one number per pair of rotated elements, but is 2 for 8 pairs",
     );
     check(
         json!({ "rope_scaling": { "type": 1 } }),
@@ -209,6 +216,35 @@ fn broken_rules_are_named() {
     check(blend, "high_freq_factor must be above low_freq_factor");
     let nested = json!({ "rope_parameters": { "sliding_attention": { "rope_type": "default" } } });
     check(nested, "rope_parameters must be given for every layer type");
+}
+
+#[test]
+fn a_rope_that_depends_on_the_length_says_for_which_it_is_made() {
+    let check = |changes: Value, max_model_len: u32, expected: Option<u32>| {
+        let length = rope_args::length(&config(&changes), max_model_len).expect("a rope");
+        assert_eq!(length, expected, "{changes} for {max_model_len}");
+    };
+    check(json!({}), 100, None);
+    check(
+        json!({ "rope_scaling": { "type": "linear", "factor": 4 } }),
+        9000,
+        None,
+    );
+    let dynamic = json!({ "rope_scaling": { "type": "dynamic", "factor": 4 } });
+    check(dynamic.clone(), 100, Some(2048));
+    check(dynamic, 9000, Some(9000));
+    let long = json!({
+        "rope_scaling": { "type": "longrope" },
+        "original_max_position_embeddings": 512,
+    });
+    check(long.clone(), 100, Some(512));
+    check(long.clone(), 512, Some(512));
+    check(long.clone(), 513, Some(513));
+    check(long, 2048, Some(513));
+    let inside = json!({
+        "rope_parameters": { "rope_type": "longrope", "original_max_position_embeddings": 512 },
+    });
+    check(inside, 2048, Some(513));
 }
 
 #[test]
