@@ -1,73 +1,61 @@
-//! The linear layers of a mixture of experts on the CPU: `product.rs`, a group for each expert that
-//! has rows.
+//! The linear layers of a mixture of experts on the CPU.
 
 use std::ffi::CStr;
 
 use crate::{
-    element::{Float, FloatType, with_float_type},
+    element::{FloatType, with_float_type},
     node::{HostKernel, View},
-    product::{Dense, Group, Product, Span},
+    product::{Dense, ExpertRows},
+    quantized_linear::Matrix,
 };
 
-/// `x` `[rows, inputs]`, `ends` `[experts]`, `weight` `[experts, outputs, inputs]`, optional `bias`
-/// `[experts, outputs]` -> `[rows, outputs]`.
+/// `x` `[rows, inputs]`, `ends` `[experts]`, weights, optional `bias` `[experts, outputs]` ->
+/// `[rows, outputs]`.
 #[derive(Clone, Copy)]
 pub(super) struct ExpertLinear {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
-    pub(super) weight: FloatType,
+    pub(super) weight: Stack,
     pub(super) bias: Option<FloatType>,
+}
+
+/// The weights of all experts.
+#[derive(Clone, Copy)]
+pub(super) enum Stack {
+    /// `[experts, outputs, inputs]`
+    Dense(FloatType),
+    /// `[experts * outputs, inputs]`, in several arrays
+    Quantized(Matrix),
 }
 
 impl HostKernel for ExpertLinear {
     const NAME: &'static CStr = c"expert_linear";
 
     fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]) {
-        let x = inputs[0].as_slice::<f32>();
-        let ends = inputs[1].as_slice::<i32>();
+        let rows = ExpertRows {
+            x: inputs[0].as_slice::<f32>(),
+            ends: inputs[1].as_slice::<i32>(),
+            inputs: self.inputs,
+            outputs: self.outputs,
+        };
         let y = outputs[0].as_mut_slice::<f32>();
-        let size = self.outputs * self.inputs;
-        with_float_type!(self.weight, W => {
-            let weight = inputs[2].as_slice::<W>();
-            assert!(weight.len() == ends.len() * size);
-            let groups = groups(ends, |expert| {
-                Dense::new(&weight[expert * size..][..size], self.outputs, self.inputs)
-            });
-            let (inputs, outputs, groups) = (self.inputs, self.outputs, groups.as_slice());
-            Product { x, inputs, outputs, groups }.compute(y);
-        });
-        if let Some(bias) = self.bias {
-            with_float_type!(bias, B => self.add_bias(ends, inputs[3].as_slice::<B>(), y));
-        }
-    }
-}
-
-impl ExpertLinear {
-    fn add_bias<B: Float>(&self, ends: &[i32], bias: &[B], y: &mut [f32]) {
-        let biases = |expert: usize| &bias[expert * self.outputs..][..self.outputs];
-        for Group { weight, rows } in groups(ends, biases) {
-            let rows = &mut y[rows.first * self.outputs..][..rows.len * self.outputs];
-            for row in rows.chunks_exact_mut(self.outputs.max(1)) {
-                for (value, bias) in row.iter_mut().zip(weight) {
-                    *value += bias.to_f32();
-                }
+        let all_outputs = rows.ends.len() * self.outputs;
+        let bias = match self.weight {
+            Stack::Dense(weight) => {
+                with_float_type!(weight, W => {
+                    let weight = inputs[2].as_slice::<W>();
+                    rows.multiply(Dense::new(weight, all_outputs, self.inputs), y);
+                });
+                &inputs[3..]
             }
+            Stack::Quantized(matrix) => {
+                let (parts, bias) = inputs[2..].split_at(matrix.num_parts());
+                matrix.multiply_experts(parts, rows, y);
+                bias
+            }
+        };
+        if let Some(bias_type) = self.bias {
+            with_float_type!(bias_type, B => rows.add_bias(bias[0].as_slice::<B>(), y));
         }
     }
-}
-
-/// The rows of each expert that has some, with what `weight` says is that expert's.
-pub(crate) fn groups<W>(ends: &[i32], weight: impl Fn(usize) -> W) -> Vec<Group<W>> {
-    let mut first = 0;
-    let mut groups = Vec::new();
-    for (expert, &end) in ends.iter().enumerate() {
-        let end = usize::try_from(end).expect("an end is never negative");
-        let len = end.checked_sub(first).expect("ends ascend");
-        if len > 0 {
-            let (weight, rows) = (weight(expert), Span { first, len });
-            groups.push(Group { weight, rows });
-        }
-        first = end;
-    }
-    groups
 }

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use mlx_rs::{Array, Dtype};
 
 pub use self::format::{QuantizedFormat, QuantizedMatrix};
+pub(crate) use self::native::Matrix;
 use crate::{check::Arguments, element::FloatType, error::Result, ffi::Output, node::HostKernel};
 
 const LINEAR: Arguments = Arguments {
@@ -101,7 +102,8 @@ pub fn quantized_rows(weight: &QuantizedMatrix, ids: &Array) -> Result<Array> {
     Ok(rows)
 }
 
-fn parts(weight: &QuantizedMatrix) -> impl Iterator<Item = &Array> {
+/// The arrays that a matrix consists of.
+pub(crate) fn parts(weight: &QuantizedMatrix) -> impl Iterator<Item = &Array> {
     [weight.packed(), weight.scales()]
         .into_iter()
         .chain(weight.biases())

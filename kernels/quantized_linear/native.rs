@@ -10,13 +10,13 @@ use crate::{
     element::{FloatType, with_float_type},
     node::{HostKernel, View},
     pool,
-    product::{Group, Product, Span, Weight, add_bias},
+    product::{ExpertRows, Group, Product, Span, Weight, add_bias},
     simd::{LANES, Lanes, Operation, vectorized},
 };
 
 /// The constants of a [`QuantizedMatrix`].
 #[derive(Clone, Copy)]
-pub(super) struct Matrix {
+pub(crate) struct Matrix {
     format: QuantizedFormat,
     outputs: usize,
     inputs: usize,
@@ -25,7 +25,7 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    pub(super) fn of(weight: &QuantizedMatrix) -> Self {
+    pub(crate) fn of(weight: &QuantizedMatrix) -> Self {
         let size = |dim: i32| usize::try_from(dim).expect("a dimension is never negative");
         let float_type = |scales| FloatType::of("quantized_linear", "scales", scales);
         Self {
@@ -39,11 +39,18 @@ impl Matrix {
     }
 
     /// How many arrays it consists of.
-    fn num_parts(self) -> usize {
+    pub(crate) fn num_parts(self) -> usize {
         match self.scale_type {
             Some(_) => 3,
             None => 2,
         }
+    }
+
+    /// Multiplies rows with the weights of their experts; the matrix has those of all.
+    pub(crate) fn multiply_experts(self, parts: &[View<'_>], rows: ExpertRows<'_>, y: &mut [f32]) {
+        assert!(rows.ends.len() * rows.outputs == self.outputs);
+        assert!(rows.inputs == self.inputs);
+        with_code!(self.format, C => rows.multiply(self.packed::<C>(parts), y));
     }
 
     fn packed<'a, C: Code>(self, parts: &'a [View<'a>]) -> Packed<'a, C> {

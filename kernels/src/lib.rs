@@ -67,7 +67,7 @@ pub use add_rms_norm::add_rms_norm;
 pub use argmax::argmax;
 pub use dispatch::{Dispatched, ExpertGroups, combine, dispatch};
 pub use error::{KernelError, Result};
-pub use expert_linear::expert_linear;
+pub use expert_linear::{expert_linear, quantized_expert_linear};
 pub use linear::linear;
 pub use memory::{data_ptr, filled, is_available, reader, reserve, to_vec_f32, to_vec_i32, wait};
 pub use paged_attention::{AttentionMetadata, AttentionParams, paged_attention};

@@ -14,11 +14,12 @@ mod bias;
 mod block;
 mod dense;
 mod eight;
+mod experts;
 #[cfg(test)]
 mod tests;
 mod tile;
 
-pub(crate) use self::{bias::add_bias, dense::Dense};
+pub(crate) use self::{bias::add_bias, dense::Dense, experts::ExpertRows};
 
 use std::cell::RefCell;
 

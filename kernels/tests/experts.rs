@@ -16,8 +16,9 @@ mod route_cases;
 mod route_reference;
 
 use metal_rpc_kernels::{
-    Dispatched, GroupRank, KernelError, RouteGroups, RouteParams, RouteScores, Routes, combine,
-    dispatch, expert_linear, linear, route,
+    Dispatched, GroupRank, KernelError, QuantizedFormat, QuantizedMatrix, RouteGroups, RouteParams,
+    RouteScores, Routes, combine, dispatch, expert_linear, linear, quantized_expert_linear,
+    quantized_linear, route,
 };
 use mlx_rs::{Array, Dtype, ops::indexing::IndexOp};
 use route_reference::Rule;
@@ -210,6 +211,61 @@ fn every_row_meets_its_expert_and_gets_the_bits_of_a_linear_layer() {
                 assert_eq!(bits(y), bits(&f32s(&alone)), "{what}, expert {expert}");
                 first += count;
             }
+        }
+    }
+}
+
+#[test]
+fn quantised_experts_get_the_bits_of_their_own_matrices() {
+    let mut random = Random::new(34);
+    let (rows, inputs, outputs) = ([3, 0, 1, 20], 96, 40);
+    let x = random.units(24 * inputs);
+    let Dispatched {
+        rows: sorted,
+        groups,
+    } = groups_of(&rows, inputs, &x);
+    let (b, _) = rounded(&random.units(4 * outputs), &[4, outputs], Dtype::Float32);
+    for format in [
+        QuantizedFormat::Mxfp4,
+        QuantizedFormat::Affine {
+            bits: 4,
+            group_size: 32,
+        },
+    ] {
+        let words = inputs / 32 * format.bits().unsigned_abs() as usize;
+        let mut words = |num_rows: usize| -> Vec<u32> {
+            let words = (0..num_rows * words).map(|_| random.bits() >> 32);
+            words
+                .map(|word| u32::try_from(word).expect("32 bits"))
+                .collect()
+        };
+        let matrix = |words: &[u32], num_rows: usize| {
+            let packed = Array::from_slice(words, &ints(&[num_rows, words.len() / num_rows]));
+            let shape = ints(&[num_rows, inputs / 32]);
+            let groups = num_rows * inputs / 32;
+            let (scales, biases) = match format {
+                // 2^-2.
+                QuantizedFormat::Mxfp4 => (Array::from_slice(&vec![125_u8; groups], &shape), None),
+                QuantizedFormat::Affine { .. } => (
+                    Array::from_slice(&vec![0.25_f32; groups], &shape),
+                    Some(Array::from_slice(&vec![-2.0_f32; groups], &shape)),
+                ),
+            };
+            QuantizedMatrix::new(format, packed, scales, biases).expect("fits")
+        };
+        let all = words(4 * outputs);
+        let stack = matrix(&all, 4 * outputs);
+        let y = quantized_expert_linear(&sorted, &groups, &stack, Some(&b)).expect("fits");
+        let y = f32s(&y);
+        let mut first = 0;
+        for (expert, count) in rows.into_iter().enumerate() {
+            let words = &all[all.len() / 4 * expert..][..all.len() / 4];
+            let x = array(&x[first * inputs..][..count * inputs], &[count, inputs]);
+            let bias = b.index(int(expert));
+            let alone = quantized_linear(&x, &matrix(words, outputs), Some(&bias)).expect("fits");
+            let y = &y[first * outputs..][..count * outputs];
+            assert_eq!(bits(y), bits(&f32s(&alone)), "{format:?} {expert}");
+            first += count;
         }
     }
 }

@@ -1,0 +1,108 @@
+//! One matrix that holds the weights of many experts, one after the other.
+
+use super::{Group, Product, Span, Tile, Tiles, Weight, add_bias};
+use crate::{dot::Rows, element::Float, simd::Lanes};
+
+/// Rows in the order of their experts.
+#[derive(Clone, Copy)]
+pub(crate) struct ExpertRows<'a> {
+    /// `[rows, inputs]`
+    pub(crate) x: &'a [f32],
+    /// `[experts]`: where each expert's rows end.
+    pub(crate) ends: &'a [i32],
+    pub(crate) inputs: usize,
+    /// Of one expert.
+    pub(crate) outputs: usize,
+}
+
+impl ExpertRows<'_> {
+    /// Multiplies each row with the weights of its expert. `stack` is `[experts * outputs, inputs]`.
+    pub(crate) fn multiply<W: Weight>(self, stack: W, y: &mut [f32]) {
+        let groups: Vec<_> = self
+            .spans()
+            .map(|(expert, rows)| {
+                let first_output = expert * self.outputs;
+                let weight = OfExpert {
+                    stack,
+                    first_output,
+                };
+                Group { weight, rows }
+            })
+            .collect();
+        Product {
+            x: self.x,
+            inputs: self.inputs,
+            outputs: self.outputs,
+            groups: &groups,
+        }
+        .compute(y);
+    }
+
+    /// Adds to each row the bias of its expert, of `[experts, outputs]`.
+    pub(crate) fn add_bias<B: Float>(self, bias: &[B], y: &mut [f32]) {
+        let width = self.outputs;
+        for (expert, rows) in self.spans() {
+            let bias = &bias[expert * width..][..width];
+            add_bias(bias, &mut y[rows.first * width..][..rows.len * width]);
+        }
+    }
+
+    /// Each expert that has rows, with them.
+    fn spans(self) -> impl Iterator<Item = (usize, Span)> {
+        let mut first = 0;
+        self.ends
+            .iter()
+            .enumerate()
+            .filter_map(move |(expert, &end)| {
+                let end = usize::try_from(end).expect("an end is never negative");
+                let len = end.checked_sub(first).expect("ends ascend");
+                let rows = Span { first, len };
+                first = end;
+                (len > 0).then_some((expert, rows))
+            })
+    }
+}
+
+/// The weights of one expert.
+#[derive(Clone, Copy)]
+struct OfExpert<W> {
+    stack: W,
+    first_output: usize,
+}
+
+impl<W: Weight> Weight for OfExpert<W> {
+    fn output_size_bytes(&self) -> usize {
+        self.stack.output_size_bytes()
+    }
+
+    #[inline(always)]
+    unsafe fn stream<L: Lanes>(
+        self,
+        x: Rows<f32>,
+        outputs: Span,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        let outputs = Span {
+            first: self.first_output + outputs.first,
+            ..outputs
+        };
+        // SAFETY: the caller's promise, of outputs that are this expert's.
+        unsafe { self.stack.stream::<L>(x, outputs, out, out_stride) };
+    }
+
+    #[inline(always)]
+    unsafe fn convert<L: Lanes>(self, output: usize, inputs: Span, to: *mut f32, stride: usize) {
+        let output = self.first_output + output;
+        // SAFETY: as in `stream`.
+        unsafe { self.stack.convert::<L>(output, inputs, to, stride) };
+    }
+
+    const STANDS_IN_ROWS: bool = W::STANDS_IN_ROWS;
+
+    unsafe fn multiply<K: Tiles>(self, (output, step): (usize, usize), tile: &Tile, ahead: bool) {
+        let at = (self.first_output + output, step);
+        // SAFETY: as in `stream`.
+        unsafe { self.stack.multiply::<K>(at, tile, ahead) };
+    }
+}
