@@ -1,15 +1,15 @@
 //! The table of token embeddings, which may be the head as well.
 
-use metal_rpc_kernels as kernels;
 use mlx_rs::{Array, Dtype};
 
+use super::Matrix;
 use crate::models::{ModelError, weights::Weights};
 
 /// One row per token of the vocabulary.
 #[derive(Debug)]
 pub struct Embedding {
     /// `[vocab_size, hidden_size]`.
-    weight: Array,
+    weight: Matrix,
     activation_dtype: Dtype,
 }
 
@@ -17,15 +17,16 @@ impl Embedding {
     /// Loads the layer `name`.
     ///
     /// # Errors
-    /// As [`Weights::matrix`].
+    /// As [`Weights::matrices`].
     pub fn load(
         name: &str,
         vocab_size: i32,
         hidden_size: i32,
         weights: &mut Weights<'_>,
     ) -> Result<Self, ModelError> {
+        let mut matrices = weights.matrices(&[(name.to_owned(), vocab_size)], hidden_size)?;
         Ok(Self {
-            weight: weights.matrix(&[(format!("{name}.weight"), vocab_size)], hidden_size)?,
+            weight: matrices.remove(0),
             activation_dtype: weights.activation_dtype().mlx(),
         })
     }
@@ -39,7 +40,7 @@ impl Embedding {
     /// # Errors
     /// If MLX refuses the indices' type.
     pub fn forward(&self, token_ids: &Array) -> Result<Array, ModelError> {
-        let rows = self.weight.take_axis(token_ids, 0)?;
+        let rows = self.weight.rows(token_ids)?;
         Ok(rows.as_dtype(self.activation_dtype)?)
     }
 
@@ -52,6 +53,6 @@ impl Embedding {
     /// # Errors
     /// If the shape does not fit.
     pub fn as_linear(&self, hidden: &Array) -> Result<Array, ModelError> {
-        Ok(kernels::linear(hidden, &self.weight, None)?)
+        self.weight.product(hidden, None)
     }
 }

@@ -1,8 +1,8 @@
 //! A matrix product with an optional bias.
 
-use metal_rpc_kernels as kernels;
-use mlx_rs::Array;
+use mlx_rs::{Array, ops::concatenate};
 
+use super::Matrix;
 use crate::models::{
     ModelError,
     weights::{Part, Weights},
@@ -11,8 +11,8 @@ use crate::models::{
 /// `x @ weight.T + bias`.
 #[derive(Debug)]
 pub struct Linear {
-    /// `[outputs, inputs]`.
-    weight: Array,
+    /// Side by side; one, unless its parts are quantised in different ways.
+    matrices: Vec<Matrix>,
     /// `[outputs]`.
     bias: Option<Array>,
 }
@@ -24,25 +24,22 @@ impl Linear {
     /// `parts` are the names of the layers with their numbers of outputs.
     ///
     /// # Errors
-    /// As [`Weights::matrix`].
+    /// As [`Weights::matrices`].
     pub fn load(
         parts: &[Part],
         inputs: i32,
         bias: bool,
         weights: &mut Weights<'_>,
     ) -> Result<Self, ModelError> {
-        let tensors = |kind: &str| -> Vec<Part> {
-            parts
-                .iter()
-                .map(|(name, outputs)| (format!("{name}.{kind}"), *outputs))
-                .collect()
+        let matrices = weights.matrices(parts, inputs)?;
+        let bias = if bias {
+            let part = |(name, outputs): &Part| (format!("{name}.bias"), *outputs);
+            let parts: Vec<Part> = parts.iter().map(part).collect();
+            Some(weights.vector(&parts)?)
+        } else {
+            None
         };
-        let weight = weights.matrix(&tensors("weight"), inputs)?;
-        let bias = match bias {
-            true => Some(weights.vector(&tensors("bias"))?),
-            false => None,
-        };
-        Ok(Self { weight, bias })
+        Ok(Self { matrices, bias })
     }
 
     /// # Shapes
@@ -52,6 +49,18 @@ impl Linear {
     /// # Errors
     /// If the shape does not fit.
     pub fn forward(&self, x: &Array) -> Result<Array, ModelError> {
-        Ok(kernels::linear(x, &self.weight, self.bias.as_ref())?)
+        if let [matrix] = self.matrices.as_slice() {
+            return matrix.product(x, self.bias.as_ref());
+        }
+        let products = self
+            .matrices
+            .iter()
+            .map(|matrix| matrix.product(x, None))
+            .collect::<Result<Vec<_>, _>>()?;
+        let y = concatenate(&products, -1)?;
+        Ok(match &self.bias {
+            Some(bias) => y.add(bias.as_dtype(y.dtype())?)?,
+            None => y,
+        })
     }
 }

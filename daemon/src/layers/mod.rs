@@ -9,6 +9,7 @@ mod block;
 mod embedding;
 mod expert_linear;
 mod linear;
+mod matrix;
 mod mlp;
 mod moe;
 mod norm;
@@ -21,6 +22,7 @@ pub use self::{
     embedding::Embedding,
     expert_linear::ExpertLinear,
     linear::Linear,
+    matrix::Matrix,
     mlp::{Mlp, MlpArgs, MlpInput},
     moe::{Moe, MoeArgs, SharedExpertArgs, SparseMlp},
     norm::{Norm, NormArgs, NormKind},

@@ -17,7 +17,7 @@ use std::{
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
-use super::{ModelError, file::read_limited};
+use super::{Dtype, ModelError, file::read_limited, packed::BlockType};
 
 /// Most bytes of a header: the limit of the safetensors format itself.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -50,6 +50,41 @@ pub struct TensorEntry {
     pub offset_bytes: u64,
     /// How long its data is.
     pub size_bytes: u64,
+    /// What a GGUF file does in its own way.
+    pub gguf: GgufEntry,
+}
+
+/// How a tensor of a GGUF file differs from one of safetensors; by default not at all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GgufEntry {
+    /// It consists of blocks; its dtype stands for bytes, its shape counts weights.
+    pub block: Option<BlockType>,
+    /// Its rows are interleaved in pairs, by this number of heads.
+    pub paired_heads: Option<usize>,
+    /// It holds what a norm multiplies with, where checkpoints have that less one.
+    pub is_one_more: bool,
+}
+
+impl TensorEntry {
+    /// What it takes in memory when floats are held as `dtype`.
+    #[must_use]
+    pub fn held_bytes(&self, dtype: Dtype) -> u64 {
+        let len = self.shape.iter().product::<usize>() as u64;
+        match (self.gguf.block, Dtype::from_safetensors(self.dtype)) {
+            (Some(block), _) => len * block.held_bits() / 8,
+            (None, Some(_)) => len * dtype.size_bytes(),
+            (None, None) => self.size_bytes,
+        }
+    }
+
+    /// The name of its element format.
+    #[must_use]
+    pub fn dtype_name(&self) -> String {
+        match self.gguf.block {
+            Some(block) => block.name().to_owned(),
+            None => self.dtype.to_string(),
+        }
+    }
 }
 
 /// The tensors of a model's folder.
@@ -132,6 +167,7 @@ impl Checkpoint {
                 shape: info.shape.clone(),
                 offset_bytes: data_start_bytes + start as u64,
                 size_bytes: (end - start) as u64,
+                gguf: GgufEntry::default(),
             };
             if let Some(other) = self.tensors.insert(name.clone(), entry) {
                 return Err(ModelError::Duplicate {

@@ -24,7 +24,7 @@ impl Config {
     /// Reads `config.json` of a model's folder.
     ///
     /// # Errors
-    /// If it is missing, too large or not a JSON object, or if the checkpoint is quantized.
+    /// If it is missing, too large or not a JSON object.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let file = folder.join("config.json");
         let bytes = read_limited(&file, MAX_CONFIG_BYTES)?;
@@ -36,9 +36,7 @@ impl Config {
             Ok(values) => values,
             Err(source) => return Err(ModelError::Json { path: file, source }),
         };
-        let config = Self { values, file };
-        config.refuse_quantized()?;
-        Ok(config)
+        Ok(Self { values, file })
     }
 
     /// The value of a key; `None` if it is absent or null.
@@ -170,17 +168,6 @@ impl Config {
         T::deserialize(Value::Object(self.values.clone())).map_err(|source| ModelError::Json {
             path: self.file.clone(),
             source,
-        })
-    }
-
-    fn refuse_quantized(&self) -> Result<(), ModelError> {
-        // `quantization` is what mlx-lm writes, `quantization_config` what the others do.
-        let Some(value) = self.get("quantization_config").or(self.get("quantization")) else {
-            return Ok(());
-        };
-        let method = value.get("quant_method").and_then(Value::as_str);
-        Err(ModelError::Quantized {
-            method: method.map_or_else(|| value.to_string(), str::to_owned),
         })
     }
 }

@@ -28,6 +28,14 @@ pub(super) trait Element: Pod + Send + Sync {
 
     /// `target[i] = source[i]`, rounded to nearest even.
     fn narrow(source: &[f32], target: &mut [Self]);
+
+    /// `values[i] -= 1`, in f32.
+    fn subtract_one(values: &mut [Self]) {
+        let mut wide = vec![0.0; values.len()];
+        Self::widen(values, &mut wide);
+        wide.iter_mut().for_each(|value| *value -= 1.0);
+        Self::narrow(&wide, values);
+    }
 }
 
 impl Element for f32 {
@@ -76,6 +84,18 @@ pub(super) fn read<T: Element>(
         Dtype::Float16 => read_from::<f16, T>(file, offset_bytes, target),
         Dtype::Bfloat16 => read_from::<bf16, T>(file, offset_bytes, target),
     }
+}
+
+/// Fills `target` with the bytes of `file` from `offset_bytes` on.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_bytes(file: &File, offset_bytes: u64, target: &mut [u8]) -> io::Result<()> {
+    let chunk = CHUNK_LEN * size_of::<f32>();
+    let chunks = target.par_chunks_mut(chunk).enumerate();
+    chunks.try_for_each(|(index, target)| {
+        file.read_exact_at(target, offset_bytes + (index * chunk) as u64)
+    })
 }
 
 fn read_from<S: Element, T: Element>(

@@ -68,14 +68,6 @@ pub enum ModelError {
         /// What it may be.
         known: Vec<&'static str>,
     },
-    /// The checkpoint is quantized.
-    #[error(
-        "config.json: quantization_config {method} is not supported; use the unquantized checkpoint"
-    )]
-    Quantized {
-        /// Its `quant_method`.
-        method: String,
-    },
     /// The folder has no weights.
     #[error("{} has neither model.safetensors nor model.safetensors.index.json", folder.display())]
     NoWeights {
@@ -146,7 +138,19 @@ pub enum ModelError {
         /// Where it is.
         file: PathBuf,
         /// What it is.
-        actual: safetensors::Dtype,
+        actual: String,
+    },
+    /// The tensors of a quantised matrix do not fit each other, or `config.json`.
+    #[error("tensor {name} in {} must have {rule}, but has shape {actual:?}", file.display())]
+    Packing {
+        /// The tensor.
+        name: String,
+        /// Where it is.
+        file: PathBuf,
+        /// What its shape must be.
+        rule: String,
+        /// What it has.
+        actual: Vec<usize>,
     },
     /// A tensor, or several that are held as one, is larger than MLX can be given.
     #[error("tensor {name} must have at most {max} elements with those beside it, but has {actual}", max = i32::MAX)]
@@ -189,10 +193,9 @@ impl ModelError {
             Self::Read { .. } | Self::OutsideRoots { .. } | Self::NoWeights { .. } => {
                 ErrorCode::ModelNotFound
             }
-            Self::Unsupported { .. }
-            | Self::Quantized { .. }
-            | Self::TensorDtype { .. }
-            | Self::TensorSize { .. } => ErrorCode::UnsupportedModel,
+            Self::Unsupported { .. } | Self::TensorDtype { .. } | Self::TensorSize { .. } => {
+                ErrorCode::UnsupportedModel
+            }
             Self::Json { .. }
             | Self::TooLarge { .. }
             | Self::Config { .. }
@@ -201,7 +204,8 @@ impl ModelError {
             | Self::FileSize { .. }
             | Self::Duplicate { .. }
             | Self::Missing { .. }
-            | Self::Shape { .. } => ErrorCode::InvalidModel,
+            | Self::Shape { .. }
+            | Self::Packing { .. } => ErrorCode::InvalidModel,
             Self::OutOfMemory { .. } => ErrorCode::OutOfMemory,
             Self::Kernel(_) | Self::Mlx(_) => ErrorCode::StepFailed,
         }

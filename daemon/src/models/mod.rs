@@ -5,6 +5,7 @@
 //!   parts of it
 //! - [`checkpoint`]: which tensors a folder holds; [`weights`]: tensors as arrays;
 //!   `rename`: what families do with their names
+//! - [`quantization`]: how they are quantised; `packed`: formats of quantised weights
 //! - `decoder`: embedding, blocks, norm and head, which all families have around their blocks
 //! - `roots`: which folders models may be read from
 //! - one file per family, named as its `model_type`
@@ -34,6 +35,8 @@ mod file;
 mod layer_types;
 pub mod loaded;
 mod moe_args;
+pub mod packed;
+pub mod quantization;
 mod rename;
 mod roots;
 mod rope_args;
@@ -65,7 +68,7 @@ use mlx_rs::{Array, DeviceType};
 pub use self::{
     args::ModelArgs, config::Config, dtype::Dtype, error::ModelError, roots::ModelRoots,
 };
-use self::{checkpoint::Checkpoint, weights::Weights};
+use self::{checkpoint::Checkpoint, quantization::Quantization, weights::Weights};
 use crate::kv_cache::{KvCache, LayerCache};
 
 /// Builds a model from its configuration and its sanitized weights.
@@ -222,11 +225,12 @@ pub fn load(folder: &Path, options: LoadOptions<'_>) -> Result<Box<dyn Model>, M
     let config = Config::read(folder)?;
     let family = family(&config)?;
     config.check_architecture(family.architectures)?;
+    let quantization = Quantization::from_config(&config)?;
     let mut args = (family.args)(&config)?;
     args.rope_len = options.rope_len.unwrap_or(args.rope_len);
     let mut checkpoint = Checkpoint::open(folder)?;
     (family.sanitize)(&args, &mut checkpoint);
-    let weights = Weights::new(checkpoint, options)?;
+    let weights = Weights::new(checkpoint, quantization, options)?;
     (family.load)(&config, args, weights)
 }
 

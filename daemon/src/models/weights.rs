@@ -6,16 +6,22 @@
 //! - A tensor is taken once; what is left at the end is reported.
 //!
 //! # Cost
-//! One tensor is in memory twice while it is handed to MLX.
+//! Tensors are read into the memory that MLX then has: they are never there twice.
 
+mod matrices;
+
+use bytemuck::cast_slice_mut;
 use half::{bf16, f16};
+use metal_rpc_kernels as kernels;
 use mlx_rs::Array;
 use tracing::warn;
 
 use super::{
     Dtype, LoadOptions, ModelError,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, TensorEntry},
     convert::{self, Element},
+    packed::pairs_to_halves,
+    quantization::Quantization,
 };
 
 /// A tensor's name and its first dimension.
@@ -25,6 +31,7 @@ pub type Part = (String, i32);
 #[derive(Debug)]
 pub struct Weights<'a> {
     checkpoint: Checkpoint,
+    quantization: Quantization,
     options: LoadOptions<'a>,
     total_bytes: u64,
     read_bytes: u64,
@@ -36,12 +43,15 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// [`ModelError::OutOfMemory`] if its tensors do not fit.
-    pub fn new(checkpoint: Checkpoint, options: LoadOptions<'a>) -> Result<Self, ModelError> {
+    pub fn new(
+        checkpoint: Checkpoint,
+        quantization: Quantization,
+        options: LoadOptions<'a>,
+    ) -> Result<Self, ModelError> {
         let (mut total_bytes, mut needed_bytes) = (0, 0);
         for entry in checkpoint.tensors.values() {
             total_bytes += entry.size_bytes;
-            let len = entry.shape.iter().product::<usize>() as u64;
-            needed_bytes += len * options.dtype.size_bytes();
+            needed_bytes += entry.held_bytes(options.dtype);
         }
         if needed_bytes > options.free_bytes {
             return Err(ModelError::OutOfMemory {
@@ -52,6 +62,7 @@ impl<'a> Weights<'a> {
         }
         Ok(Self {
             checkpoint,
+            quantization,
             options,
             total_bytes,
             read_bytes: 0,
@@ -99,10 +110,9 @@ impl<'a> Weights<'a> {
             .iter()
             .map(|(name, rows)| self.source(name, *rows, &[]))
             .collect::<Result<Vec<_>, _>>()?;
-        let floats = self.read::<f32>(&sources)?;
-        self.resident_bytes += size_of_val(floats.as_slice()) as u64;
-        self.read_bytes += sources.iter().map(|source| source.size_bytes).sum::<u64>();
-        (self.options.progress)(self.read_bytes, self.total_bytes);
+        let mut floats = vec![0.0; sources.iter().map(|source| source.len).sum()];
+        self.read::<f32>(&sources, &mut floats)?;
+        self.has_read(&sources, size_of_val(floats.as_slice()));
         Ok(floats)
     }
 
@@ -140,14 +150,13 @@ impl<'a> Weights<'a> {
             });
         }
         let shape: Vec<i32> = [&[rows], row_shape].concat();
-        let array = match self.options.dtype {
-            Dtype::Float32 => Array::from_slice(&self.read::<f32>(&sources)?, &shape),
-            Dtype::Float16 => Array::from_slice(&self.read::<f16>(&sources)?, &shape),
-            Dtype::Bfloat16 => Array::from_slice(&self.read::<bf16>(&sources)?, &shape),
-        };
-        self.resident_bytes += array.nbytes() as u64;
-        self.read_bytes += sources.iter().map(|source| source.size_bytes).sum::<u64>();
-        (self.options.progress)(self.read_bytes, self.total_bytes);
+        let dtype = self.options.dtype;
+        let array = kernels::filled(&shape, dtype.mlx(), |bytes| match dtype {
+            Dtype::Float32 => self.read::<f32>(&sources, cast_slice_mut(bytes)),
+            Dtype::Float16 => self.read::<f16>(&sources, cast_slice_mut(bytes)),
+            Dtype::Bfloat16 => self.read::<bf16>(&sources, cast_slice_mut(bytes)),
+        })?;
+        self.has_read(&sources, array.nbytes());
         Ok(array)
     }
 
@@ -169,45 +178,61 @@ impl<'a> Weights<'a> {
                 actual: entry.shape,
             });
         }
-        let Some(dtype) = Dtype::from_safetensors(entry.dtype) else {
-            return Err(ModelError::TensorDtype {
-                name: name.to_owned(),
-                file: file(),
-                actual: entry.dtype,
-            });
+        let dtype = match Dtype::from_safetensors(entry.dtype) {
+            Some(dtype) if entry.gguf.block.is_none() => dtype,
+            _ => {
+                return Err(ModelError::TensorDtype {
+                    name: name.to_owned(),
+                    file: file(),
+                    actual: entry.dtype_name(),
+                });
+            }
         };
         Ok(Source {
             len: entry.shape.iter().product(),
-            file_index: entry.file_index,
             dtype,
-            offset_bytes: entry.offset_bytes,
-            size_bytes: entry.size_bytes,
+            entry,
         })
     }
 
-    fn read<T: Element>(&self, sources: &[Source]) -> Result<Vec<T>, ModelError> {
-        let mut elements = vec![T::zeroed(); sources.iter().map(|source| source.len).sum()];
-        let mut rest = elements.as_mut_slice();
+    fn read<T: Element>(&self, sources: &[Source], target: &mut [T]) -> Result<(), ModelError> {
+        let mut rest = target;
         for source in sources {
             let (target, tail) = rest.split_at_mut(source.len);
             rest = tail;
-            let file = &self.checkpoint.files[source.file_index];
-            convert::read(&file.file, source.offset_bytes, source.dtype, target).map_err(
+            let entry = &source.entry;
+            let file = &self.checkpoint.files[entry.file_index];
+            convert::read(&file.file, entry.offset_bytes, source.dtype, target).map_err(
                 |error| ModelError::Read {
                     path: file.path.clone(),
                     source: error,
                 },
             )?;
+            if let Some(heads) = entry.gguf.paired_heads {
+                pairs_to_halves(cast_slice_mut(target), entry.shape[0], heads);
+            }
+            if entry.gguf.is_one_more {
+                T::subtract_one(target);
+            }
         }
-        Ok(elements)
+        Ok(())
+    }
+
+    fn has_read(&mut self, sources: &[Source], held_bytes: usize) {
+        let read_bytes = sources.iter().map(|source| source.entry.size_bytes).sum();
+        self.count(read_bytes, held_bytes);
+    }
+
+    fn count(&mut self, read_bytes: u64, held_bytes: usize) {
+        self.resident_bytes += held_bytes as u64;
+        self.read_bytes += read_bytes;
+        (self.options.progress)(self.read_bytes, self.total_bytes);
     }
 }
 
-/// Where a tensor's elements stand, checked.
+/// A tensor of floats, checked.
 struct Source {
-    file_index: usize,
+    entry: TensorEntry,
     dtype: Dtype,
-    offset_bytes: u64,
-    size_bytes: u64,
     len: usize,
 }

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod families;
+mod formats;
 mod load;
 mod logits;
 mod refused;

@@ -82,15 +82,15 @@ fn configs_that_cannot_be_run_are_refused() {
         ),
         (
             "quantization_config",
-            json!({ "quant_method": "awq" }),
+            json!({ "quant_method": "fp8" }),
             UnsupportedModel,
-            &["awq"],
+            &["quant_method fp8", "mxfp4, awq, gptq"],
         ),
         (
             "quantization",
             json!({ "bits": 4 }),
             UnsupportedModel,
-            &["{\"bits\":4}"],
+            &["{\"bits\":4}", "affine (MLX)"],
         ),
         (
             "vocab_size",
