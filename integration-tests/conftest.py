@@ -11,6 +11,7 @@ import pytest
 
 from framework import models
 from framework.baseline import Baseline
+from framework.client import Client
 from framework.daemon import Daemon, stopped_at_the_end
 from framework.reference import ReferenceModel
 from framework.server import Server
@@ -21,10 +22,22 @@ SERVER_FLAGS = (
     "--max-num-batched-tokens=256",
     "--max-num-seqs=32",
     "--generation-config=vllm",
+    "--max-logprobs=-1",
+    "--enable-trace-replay",
+    "--enable-scale-out",
+    # Without it xgrammar lets a model write blanks for as long as it likes.
+    '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=hermes",
+    '--reasoning-config={"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}',
 )
 # 79 blocks of 16 tokens hold the longest request, or 16 requests of the tests at once, but not 32.
 SERVERS = {
-    "sync": ("--no-async-scheduling", "--num-gpu-blocks-override=80"),
+    "sync": (
+        "--no-async-scheduling",
+        "--num-gpu-blocks-override=80",
+        "--logprobs-mode=processed_logprobs",
+    ),
     "async": ("--async-scheduling", "--num-gpu-blocks-override=80"),
 }
 
@@ -99,3 +112,15 @@ def server(
     flags = SERVERS[request.param]
     with stopped_at_the_end(folder), Server(smollm2, folder, *SERVER_FLAGS, *flags) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Client:
+    """The `openai` package, as a user of the server has it."""
+    return Client(server)
+
+
+@pytest.fixture(scope="session")
+def seen() -> dict[str, Any]:
+    """What the tests of one server leave for those of the next, to be compared."""
+    return {}

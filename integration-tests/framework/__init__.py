@@ -7,6 +7,7 @@
 - `frontend`: a frontend without vLLM; sends any message, right or wrong
 - `greedy`: a scheduler of a page, for tests that want tokens from a `Frontend`
 - `server`: `vllm serve` as a subprocess
+- `client`: the `openai` package, asking a server
 - `models`: real and tiny checkpoints
 - `reference`: the same greedy tokens from transformers in float32
 - `prompts`: what is asked

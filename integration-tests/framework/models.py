@@ -14,6 +14,8 @@ from framework import paths
 
 # Seed of all random weights.
 SEED: Final = 4
+# The token of `tiny_with_tokenizer` whose embedding is not a number.
+NAN_TOKEN: Final = 300
 _TINY: Final[dict[str, Any]] = {
     "vocab_size": 320,
     "hidden_size": 64,
@@ -77,6 +79,20 @@ def _make_decisive(model: PreTrainedModel) -> None:
                 weight.normal_(0.0, 0.05)
             else:
                 weight.normal_(0.0, 0.2)
+
+
+def tiny_with_tokenizer(folder: Path, tokenizer: Path) -> Path:
+    """A tiny Llama that `vllm serve` takes, and one of whose tokens makes its logits NaN.
+
+    The vocabulary is a part of the tokenizer's, so prompts have to be token ids.
+    """
+    tiny_llama("gqa", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][NAN_TOKEN] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for path in tokenizer.glob("*token*"):
+        (folder / path.name).symlink_to(path.resolve())
+    return folder
 
 
 def with_config(model: Path, folder: Path, **changes: object) -> Path:

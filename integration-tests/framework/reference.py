@@ -45,6 +45,11 @@ class ReferenceModel:
     @torch.inference_mode()
     def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
         """Log probabilities of all tokens at each place of the answer: `[len(answer), vocab]`."""
+        return torch.log_softmax(self.logits(prompt, answer), dim=-1)
+
+    @torch.inference_mode()
+    def logits(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+        """Logits of all tokens at each place of the answer: `[len(answer), vocab]`."""
         sequence = torch.tensor([[*prompt, *answer]])
-        logits = self._model(sequence).logits[0, len(prompt) - 1 : -1]
-        return torch.log_softmax(logits, dim=-1)
+        logits: torch.Tensor = self._model(sequence).logits[0, len(prompt) - 1 : -1]
+        return logits

@@ -26,6 +26,7 @@ class Server:
 
     def __init__(self, model: object, folder: Path, *flags: str, **variables: str) -> None:
         self.folder = folder
+        self.flags = flags
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / f"vllm-{self.port}.log"

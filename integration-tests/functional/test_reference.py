@@ -9,7 +9,7 @@ import pytest
 from framework import models, prompts
 from framework.baseline import Baseline
 from framework.daemon import Daemon
-from framework.frontend import ready_frontend
+from framework.frontend import new_request, ready_frontend
 from framework.greedy import generate
 from framework.reference import ReferenceModel
 
@@ -18,6 +18,9 @@ NUM_TOKENS = 48
 BFLOAT16_TIE = 0.05
 # Sums of some hundred products in another order.
 FLOAT32_TIE = 1e-4
+NUM_TOP = 5
+NUM_SCORED = 5
+LOGPROB_TOLERANCE = 1e-3
 # Around the ends of blocks and chunks.
 PROMPT_LENGTHS = (1, 15, 16, 17, 33, 100)
 
@@ -42,6 +45,52 @@ def test_smollm2_in_bfloat16(
     answers = baseline.greedy(varied, NUM_TOKENS)
     for answer, prompt in zip(answers, varied, strict=True):
         reference.assert_greedy(prompt, answer, tie=BFLOAT16_TIE)
+
+
+def test_logprobs_of_smollm2_in_float32(
+    daemon: Daemon, smollm2: Path, reference: ReferenceModel, varied: list[list[int]]
+) -> None:
+    """The five most likely tokens at each place of eight prompts and of what follows them."""
+    asks = {"logprobs": NUM_TOP, "prompt_logprobs": NUM_TOP}
+    rows = list(range(len(varied)))
+    lens = [len(prompt) for prompt in varied]
+    new = [
+        new_request(row, prompt, list(range(1 + 8 * row, 9 + 8 * row)), **asks)
+        for row, prompt in enumerate(varied)
+    ]
+    with ready_frontend(daemon.endpoint, smollm2, dtype="float32") as frontend:
+        results = [
+            frontend.step(
+                new_requests=new,
+                handles=rows,
+                num_computed_tokens=[0] * len(rows),
+                num_scheduled_tokens=lens,
+            )
+        ]
+        for step in range(NUM_SCORED - 1):
+            computed = [length + step for length in lens]
+            results.append(frontend.step(handles=rows, num_computed_tokens=computed))
+    assert [told["row"] for told in results[0]["prompt_logprobs"]] == rows
+    for row, prompt in enumerate(varied):
+        answer = [result["token_ids"][row] for result in results]
+        expected = reference.logprobs(prompt[:1], prompt[1:] + answer)
+        told = _scores(results[0]["prompt_logprobs"][row]["logprobs"])
+        told += [_scores(result["logprobs"])[row] for result in results]
+        assert len(told) == len(expected)
+        for place, (own, best) in enumerate(told):
+            assert own == pytest.approx(
+                float(expected[place, (prompt[1:] + answer)[place]]), abs=LOGPROB_TOLERANCE
+            )
+            top = expected[place].topk(NUM_TOP).values.tolist()
+            assert best == pytest.approx(top, abs=LOGPROB_TOLERANCE), f"prompt {row}, place {place}"
+
+
+def _scores(table: dict[str, Any]) -> list[tuple[float, list[float]]]:
+    """Of each row of a table: what its own token scores, and what the most likely ones do."""
+    columns = table["num_columns"]
+    values = table["logprobs"]
+    rows = [values[i : i + columns] for i in range(0, len(values), columns)]
+    return [(row[0], row[1:]) for row in rows]
 
 
 @pytest.mark.parametrize("name", models.TINY_LLAMAS)

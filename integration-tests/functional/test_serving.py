@@ -119,14 +119,6 @@ def test_a_seed_draws_the_same_alone_and_in_a_batch(server: Server, many: list[l
     assert other["token_ids"] != alone[0]["token_ids"]
 
 
-def test_n_choices_of_one_prompt_differ(server: Server, many: list[list[int]]) -> None:
-    answer = server.post(
-        "/v1/completions", prompt=many[0], n=3, max_tokens=12, temperature=1.0, seed=7
-    ).json()
-    texts = {choice["text"] for choice in answer["choices"]}
-    assert len(texts) == 3
-
-
 def test_a_client_may_choose_a_long_request_id(server: Server, many: list[list[int]]) -> None:
     answer = requests.post(
         f"{server.url}/v1/completions",
