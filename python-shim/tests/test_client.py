@@ -97,15 +97,31 @@ def test_the_end_of_the_peer_is_seen_after_its_last_words(
         while True:
             connection.receive(5.0)
 
-    def send_to_nobody() -> None:
-        for _ in range(100):
-            connection.send(b"to nobody")
-            time.sleep(0.01)
-
     with pytest.raises(ConnectionLost, match="closed the connection"):
         receive_to_the_end()
     with pytest.raises(ConnectionLost, match="cannot send"):
-        send_to_nobody()
+        connection.send(b"to nobody")
+
+
+def test_last_words_that_come_with_the_end_are_read(
+    connection: Connection, router: zmq.Socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.send(b"ask")
+    identity, _ = router.recv_multipart()
+    receive_now = connection._receive_now
+
+    def receive_too_early() -> None:
+        # The peer speaks and goes right after this look at the socket.
+        monkeypatch.setattr(connection, "_receive_now", receive_now)
+        router.setsockopt(zmq.LINGER, 5000)
+        router.send_multipart([identity, b"last words"])
+        router.close()
+        assert connection._monitor.poll(5000)
+
+    monkeypatch.setattr(connection, "_receive_now", receive_too_early)
+    assert connection.receive(5.0) == b"last words"
+    with pytest.raises(ConnectionLost, match="closed the connection"):
+        connection.receive(5.0)
 
 
 def test_nobody_listens(endpoint: str, waker: Waker) -> None:

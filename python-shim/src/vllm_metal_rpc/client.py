@@ -32,10 +32,11 @@ from vllm_metal_rpc.errors import ConnectionLost, MetalRpcError
 MAX_MESSAGE_BYTES: Final = 64 << 20
 # Longer than any wait here: a failed attempt is reported, and repeated by us, not by ZeroMQ.
 _RECONNECT_INTERVAL_MS: Final = 3_600_000
+# Not EVENT_DISCONNECTED: ZeroMQ reports it before it hands over the peer's last messages, and
+# EVENT_CONNECT_RETRIED after that.
 _REFUSED: Final = int(
     zmq.EVENT_CONNECT_RETRIED
     | zmq.EVENT_CLOSED
-    | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -81,7 +82,8 @@ class Connection:
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        # With IMMEDIATE, ZeroMQ would throw away unread messages when the peer closes.
+        self._socket.setsockopt(zmq.IMMEDIATE, 0)
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_INTERVAL_MS)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
@@ -92,6 +94,7 @@ class Connection:
         self._poller.register(self._monitor, zmq.POLLIN)
         self._poller.register(waker.fd, zmq.POLLIN)
         self._endpoint = endpoint
+        self._is_lost = False
 
     @classmethod
     def open(cls, endpoint: str, waker: Waker, timeout_s: float) -> Self:
@@ -114,8 +117,10 @@ class Connection:
         """Sends one message without waiting. Any thread.
 
         Raises:
-            ConnectionLost: There is no peer any more.
+            ConnectionLost: `receive` has seen the end of the connection.
         """
+        if self._is_lost:
+            raise ConnectionLost(f"cannot send to {self._endpoint}: the daemon has closed it")
         with self._lock:
             try:
                 self._socket.send(frame, zmq.NOBLOCK)
@@ -139,8 +144,12 @@ class Connection:
             frame = self._receive_now()
             if frame is not None:
                 return frame
-            if self._next_event() & _REFUSED:
+            if self._is_lost:
                 raise ConnectionLost(f"the daemon closed the connection to {self._endpoint}")
+            if self._next_event() & _REFUSED:
+                # Its last messages may have come between the look at the socket and this event.
+                self._is_lost = True
+                continue
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 return None
