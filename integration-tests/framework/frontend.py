@@ -47,8 +47,9 @@ class Frontend:
     """One socket, at most one session."""
 
     def __init__(self, endpoint: str) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
+        # The process's context: one of its own, left open by a test that fails, would be ended by
+        # the garbage collector, which can wait for its socket for ever.
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(endpoint)
         self._seq = 0
@@ -64,7 +65,7 @@ class Frontend:
 
     def close(self) -> None:
         """Drops the connection without a word."""
-        self._context.destroy(linger=0)
+        self._socket.close(linger=0)
 
     # ---- Messages ----
 
