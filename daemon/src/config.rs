@@ -1,14 +1,16 @@
 //! How the daemon is told what to do: flags over environment variables over defaults.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::flags::BenchCommand;
 use crate::device::{DeviceError, MemoryBudget};
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::engine::EngineConfig;
-use crate::models::{ModelError, ModelRoots};
+use crate::models::{Checkpoints, ModelError, ModelRoots};
 
 /// The daemon that owns the GPU, the paged KV cache and MLX model execution for vLLM.
 #[derive(Debug, Parser)]
@@ -30,6 +32,9 @@ pub enum Command {
     Status(StatusFlags),
     /// Continue a prompt with a model, without vLLM and without a running daemon.
     Generate(GenerateFlags),
+    /// Measure a daemon: rates, start times, memory.
+    #[command(subcommand)]
+    Bench(BenchCommand),
 }
 
 /// Flags of `metald serve`.
@@ -254,6 +259,7 @@ impl EngineFlags {
             memory,
             model_keep_alive,
             model_roots: ModelRoots::everything(),
+            models: Arc::new(Checkpoints),
         })
     }
 }

@@ -39,7 +39,7 @@ use crate::batch::admission::{Candidate, next_forward};
 use crate::batch::{BatchedStep, InputBatch};
 use crate::device::{Device, MemoryBudget};
 use crate::models::loaded::{LoadedModel, ModelKey};
-use crate::models::{ModelError, ModelRoots};
+use crate::models::{Loader, ModelError, ModelRoots};
 use crate::reply::Submitted;
 use crate::session::state::WaitingStep;
 use crate::session::{Session, SessionId, ValidStep};
@@ -78,6 +78,8 @@ pub struct EngineConfig {
     pub model_keep_alive: Duration,
     /// Which folders frontends may load models from.
     pub model_roots: ModelRoots,
+    /// What makes models of folders.
+    pub models: Arc<dyn Loader>,
 }
 
 /// State of the engine thread.

@@ -16,7 +16,7 @@
 //! Around it: [`kv_cache`] (paged cache and the wall between frontends), [`device`] (CPU or GPU,
 //! memory budget), [`endpoint`] (the private socket), [`outbox`] (bounded queues of replies),
 //! [`config`], [`limits`], [`server`] (`metald serve`), [`start`] (`metald start`), [`status`] (`metald status`), [`generate`]
-//! (`metald generate`), [`telemetry`].
+//! (`metald generate`), [`bench`] (`metald bench`), [`telemetry`].
 
 pub mod socket;
 
@@ -36,6 +36,7 @@ pub mod sampler;
 
 pub mod reply;
 
+pub mod bench;
 pub mod config;
 pub mod device;
 pub mod endpoint;

@@ -6,7 +6,7 @@ use clap::Parser;
 use metald::config::{Command, Flags};
 use metald::endpoint::EndpointError;
 use metald::start::StartError;
-use metald::{generate, server, start, status, telemetry};
+use metald::{bench, generate, server, start, status, telemetry};
 
 fn main() -> ExitCode {
     let result = match Flags::parse().command {
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Start(flags) => start::run(&flags).map_err(Failure::from),
         Command::Status(flags) => status::run(&flags).map_err(Failure::from),
         Command::Generate(flags) => generate::run(&flags).map_err(Failure::from),
+        Command::Bench(command) => bench::run(&command).map_err(Failure::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -43,6 +44,8 @@ enum Failure {
     Status(#[from] status::StatusError),
     #[error(transparent)]
     Generate(#[from] generate::GenerateError),
+    #[error(transparent)]
+    Bench(#[from] bench::BenchError),
 }
 
 impl Failure {
@@ -61,7 +64,7 @@ impl Failure {
             Self::Config(_) => 78,
             // EX_UNAVAILABLE
             Self::Status(_) => 69,
-            Self::Serve(_) | Self::Start(_) | Self::Generate(_) => 1,
+            Self::Serve(_) | Self::Start(_) | Self::Generate(_) | Self::Bench(_) => 1,
         })
     }
 }

@@ -71,24 +71,52 @@ pub async fn bind(endpoint: &Endpoint) -> Result<(SocketSender, SocketReceiver),
 /// # Errors
 /// [`SocketError::NobodyListens`], [`SocketError::Send`], [`SocketError::Stuck`], [`SocketError::Closed`].
 pub async fn ask(endpoint: &Endpoint, message: Vec<u8>) -> Result<Vec<u8>, SocketError> {
-    // ZeroMQ would go on trying to connect; the operating system says at once that nobody listens.
-    if UnixStream::connect(endpoint.path()).await.is_err() {
-        return Err(SocketError::NobodyListens(endpoint.clone()));
-    }
-    let mut socket = DealerSocket::new();
     let exchange = async {
-        let connected = socket.connect(&endpoint.to_string()).await;
-        connected.map_err(|_| SocketError::NobodyListens(endpoint.clone()))?;
-        socket
-            .send(ZmqMessage::from(message))
-            .await
-            .map_err(SocketError::Send)?;
-        let answer = socket.recv().await.map_err(SocketError::Closed)?;
-        Ok(answer.into_vec().concat())
+        let mut dealer = Dealer::connect(endpoint).await?;
+        dealer.send(message).await?;
+        dealer.receive().await
     };
     timeout(SEND_TIMEOUT, exchange)
         .await
         .unwrap_or(Err(SocketError::Stuck))
+}
+
+/// A frontend's end of a connection.
+pub struct Dealer(DealerSocket);
+
+impl Dealer {
+    /// Connects to the daemon at `endpoint`.
+    ///
+    /// # Errors
+    /// [`SocketError::NobodyListens`].
+    pub async fn connect(endpoint: &Endpoint) -> Result<Self, SocketError> {
+        // ZeroMQ would go on trying; the operating system says at once that nobody listens.
+        if UnixStream::connect(endpoint.path()).await.is_err() {
+            return Err(SocketError::NobodyListens(endpoint.clone()));
+        }
+        let mut socket = DealerSocket::new();
+        let connected = socket.connect(&endpoint.to_string()).await;
+        connected.map_err(|_| SocketError::NobodyListens(endpoint.clone()))?;
+        Ok(Self(socket))
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// [`SocketError::Send`].
+    pub async fn send(&mut self, message: Vec<u8>) -> Result<(), SocketError> {
+        let sent = self.0.send(ZmqMessage::from(message)).await;
+        sent.map_err(SocketError::Send)
+    }
+
+    /// The next message. Nothing is lost if this is dropped while it waits.
+    ///
+    /// # Errors
+    /// [`SocketError::Closed`].
+    pub async fn receive(&mut self) -> Result<Vec<u8>, SocketError> {
+        let message = self.0.recv().await.map_err(SocketError::Closed)?;
+        Ok(message.into_vec().concat())
+    }
 }
 
 /// The receiving half.
@@ -135,6 +163,12 @@ impl SendReply for SocketSender {
             Ok(sent) => sent.map_err(SocketError::Send),
             Err(_) => Err(SocketError::Stuck),
         }
+    }
+}
+
+impl std::fmt::Debug for Dealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Dealer")
     }
 }
 

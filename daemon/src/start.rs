@@ -6,17 +6,17 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::StartFlags;
-use crate::endpoint::EndpointError;
+use crate::endpoint::{Endpoint, EndpointError};
 use crate::status::{self, StatusError};
 
 /// How often the daemon is looked at.
-const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(5);
 /// How long a daemon may take until it listens. It loads no model before.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// What is shown of the log of a daemon that ended.
@@ -62,31 +62,12 @@ pub enum StartError {
 pub fn run(flags: &StartFlags) -> Result<(), StartError> {
     let endpoint = flags.endpoint()?;
     let log = &flags.log;
-    let io = |path: &PathBuf| {
-        let path = path.clone();
-        move |error| StartError::Io { path, error }
-    };
     if let Some(folder) = log.parent() {
         fs::create_dir_all(folder).map_err(io(log))?;
     }
-    let file = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(io(log))?;
-    let log_start = file.metadata().map_err(io(log))?.len();
-    let errors = file.try_clone().map_err(io(log))?;
-    let program = std::env::current_exe().map_err(io(&PathBuf::from("metald")))?;
-    let mut child = Command::new(&program)
-        .arg("serve")
-        .env("METAL_RPC_ENDPOINT", endpoint.to_string())
-        .stdin(Stdio::null())
-        .stdout(file)
-        .stderr(errors)
-        .process_group(0)
-        .spawn()
-        .map_err(io(&program))?;
-    wait_until_it_listens(flags, &mut child, log_start)?;
+    let child = daemon(&endpoint, log, |command| {
+        command.arg("serve").process_group(0);
+    })?;
     println!(
         "metald listens on {endpoint}, pid {}, log {}",
         child.id(),
@@ -95,35 +76,68 @@ pub fn run(flags: &StartFlags) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Starts this program as a child of this process, with the arguments that `configure` adds, and
+/// waits until it listens. What it writes is appended to `log`.
+///
+/// # Errors
+/// [`StartError`].
+pub fn daemon(
+    endpoint: &Endpoint,
+    log: &Path,
+    configure: impl FnOnce(&mut Command),
+) -> Result<Child, StartError> {
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .map_err(io(log))?;
+    let log_start = file.metadata().map_err(io(log))?.len();
+    let errors = file.try_clone().map_err(io(log))?;
+    let program = std::env::current_exe().map_err(io(Path::new("metald")))?;
+    let mut command = Command::new(&program);
+    command
+        .env("METAL_RPC_ENDPOINT", endpoint.to_string())
+        .stdin(Stdio::null())
+        .stdout(file)
+        .stderr(errors);
+    configure(&mut command);
+    let mut child = command.spawn().map_err(io(&program))?;
+    wait_until_it_listens(endpoint, &mut child, (log, log_start))?;
+    Ok(child)
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> StartError {
+    let path = path.to_owned();
+    move |error| StartError::Io { path, error }
+}
+
 fn wait_until_it_listens(
-    flags: &StartFlags,
+    endpoint: &Endpoint,
     child: &mut Child,
-    log_start: u64,
+    (log, log_start): (&Path, u64),
 ) -> Result<(), StartError> {
-    let endpoint = flags.endpoint()?;
     let started = Instant::now();
     while started.elapsed() < TIMEOUT {
         // A process that cannot be waited for has ended.
         if let Ok(Some(status)) = child.try_wait() {
-            let tail = log_tail(&flags.log, log_start).unwrap_or_default();
             return Err(StartError::Ended {
                 status,
-                log: flags.log.clone(),
-                tail,
+                log: log.to_owned(),
+                tail: log_tail(log, log_start).unwrap_or_default(),
             });
         }
-        let report: Result<_, StatusError> = status::ask(&endpoint);
+        let report: Result<_, StatusError> = status::ask(endpoint);
         if report.is_ok_and(|report| report.pid == child.id()) {
             return Ok(());
         }
         thread::sleep(POLL);
     }
     Err(StartError::Timeout {
-        log: flags.log.clone(),
+        log: log.to_owned(),
     })
 }
 
-fn log_tail(log: &PathBuf, log_start: u64) -> std::io::Result<String> {
+fn log_tail(log: &Path, log_start: u64) -> std::io::Result<String> {
     let mut file = File::open(log)?;
     let from = file
         .metadata()?

@@ -13,6 +13,7 @@
 //! | `product` | rows times weights of any format: the algorithm of all linear layers |
 //! | `check`, `error` | what every function checks, and says when it fails |
 //! | `memory` | reserved pools, and reading results from other threads |
+//! | `delay` | a node that takes time, to measure what surrounds a model |
 //!
 //! # Invariants
 //! - Results do not depend on the batch: every output row is the same bits whatever rows are
@@ -22,6 +23,7 @@
 //!   handle, and replaces it by the kernel's result.
 
 mod check;
+mod delay;
 mod dot;
 mod element;
 mod error;
@@ -65,6 +67,7 @@ mod slots;
 
 pub use add_rms_norm::add_rms_norm;
 pub use argmax::argmax;
+pub use delay::delay;
 pub use dispatch::{Dispatched, ExpertGroups, combine, dispatch};
 pub use error::{KernelError, Result};
 pub use expert_linear::{expert_linear, quantized_expert_linear};

@@ -1,5 +1,6 @@
 //! Models: loaded on a thread of their own, shared by who asks, freed when nobody does.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use metal_rpc_protocol::limits::{
@@ -12,7 +13,7 @@ use super::control::refusal;
 use super::handle::spawn;
 use super::{Engine, EngineMessage};
 use crate::models::loaded::{LoadedModel, ModelKey};
-use crate::models::{self, Dtype, LoadOptions, Model, ModelError};
+use crate::models::{Dtype, LoadOptions, Model, ModelError};
 use crate::outbox::Outbox;
 use crate::sampler::LogprobsMode;
 use crate::session::SessionId;
@@ -73,6 +74,7 @@ impl Engine {
             .sum();
         let free_bytes = self.config.memory.limit_bytes.saturating_sub(weights_bytes);
         let device = self.config.device.mlx();
+        let loader = Arc::clone(&self.config.models);
         let load = move || {
             let mut last = Instant::now();
             let mut progress = |loaded_bytes, total_bytes| {
@@ -94,7 +96,7 @@ impl Engine {
                 free_bytes,
                 progress: &mut progress,
             };
-            let result = models::load(&key.path, options);
+            let result = loader.load(&key.path, options);
             // The engine is gone only when the daemon stops.
             let _ = messages.send(EngineMessage::Loaded { key, result });
         };

@@ -217,6 +217,25 @@ impl LoadOptions<'_> {
     }
 }
 
+/// Where the engine gets its models from.
+pub trait Loader: Debug + Send + Sync {
+    /// Makes the model of a folder of Hugging Face's layout.
+    ///
+    /// # Errors
+    /// [`ModelError`] says which file, tensor or key is at fault, and why.
+    fn load(&self, folder: &Path, options: LoadOptions<'_>) -> Result<Box<dyn Model>, ModelError>;
+}
+
+/// The models of [`FAMILIES`], with the weights of their checkpoints.
+#[derive(Debug)]
+pub struct Checkpoints;
+
+impl Loader for Checkpoints {
+    fn load(&self, folder: &Path, options: LoadOptions<'_>) -> Result<Box<dyn Model>, ModelError> {
+        load(folder, options)
+    }
+}
+
 /// Loads the checkpoint in a folder of Hugging Face's layout.
 ///
 /// # Errors
@@ -232,6 +251,15 @@ pub fn load(folder: &Path, options: LoadOptions<'_>) -> Result<Box<dyn Model>, M
     (family.sanitize)(&args, &mut checkpoint);
     let weights = Weights::new(checkpoint, quantization, options)?;
     (family.load)(&config, args, weights)
+}
+
+/// The dimensions of the model in a folder, whatever its weights are.
+///
+/// # Errors
+/// [`ModelError`] says which key of its `config.json` is at fault, and why.
+pub fn args_of(folder: &Path) -> Result<ModelArgs, ModelError> {
+    let config = Config::read(folder)?;
+    (family(&config)?.args)(&config)
 }
 
 fn family(config: &Config) -> Result<&'static Family, ModelError> {

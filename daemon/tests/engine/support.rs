@@ -1,6 +1,7 @@
 //! A frontend of the engine in this process, and what it asks.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metal_rpc_protocol::{
@@ -9,7 +10,7 @@ use metal_rpc_protocol::{
 };
 use metald::device::{Device, MemoryBudget};
 use metald::engine::{EngineConfig, EngineHandle, EngineMessage, EngineRequest};
-use metald::models::ModelRoots;
+use metald::models::{Checkpoints, ModelRoots};
 use metald::outbox::Outbox;
 use metald::session::{SessionId, Ticket};
 use tokio::sync::mpsc;
@@ -29,6 +30,7 @@ pub(super) fn engine() -> EngineHandle {
         memory,
         model_keep_alive: Duration::from_secs(60),
         model_roots: ModelRoots::everything(),
+        models: Arc::new(Checkpoints),
     };
     EngineHandle::start(config).expect("the CPU can be used")
 }

@@ -1,0 +1,84 @@
+//! `metald bench null`: a daemon whose models compute nothing, to measure what surrounds a model.
+//!
+//! Everything else is that of `metald serve`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metal_rpc_kernels::delay;
+use metal_rpc_protocol::KvCacheSpec;
+use mlx_rs::ops::broadcast_to;
+use mlx_rs::{Array, Dtype};
+
+use super::BenchError;
+use super::flags::NullFlags;
+use crate::kv_cache::KvCache;
+use crate::models::{ForwardInput, LoadOptions, Loader, Model, ModelArgs, ModelError, args_of};
+use crate::{server, telemetry};
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`BenchError`].
+pub fn run(flags: &NullFlags) -> Result<(), BenchError> {
+    let mut config = flags.serve.resolve()?;
+    let step_time = Duration::from_micros(flags.step_us);
+    config.engine.models = Arc::new(NullModels { step_time });
+    telemetry::init(config.debug, config.log_json);
+    Ok(server::run(&config)?)
+}
+
+/// Makes models of the shape that a folder's `config.json` tells.
+#[derive(Debug)]
+struct NullModels {
+    step_time: Duration,
+}
+
+impl Loader for NullModels {
+    fn load(&self, folder: &Path, _: LoadOptions<'_>) -> Result<Box<dyn Model>, ModelError> {
+        let args = args_of(folder)?;
+        let step_time = self.step_time;
+        Ok(Box::new(NullModel { args, step_time }))
+    }
+}
+
+/// A model whose forward takes `step_time` of nobody's time.
+#[derive(Debug)]
+struct NullModel {
+    args: ModelArgs,
+    step_time: Duration,
+}
+
+impl Model for NullModel {
+    fn args(&self) -> &ModelArgs {
+        &self.args
+    }
+
+    /// One layer of a usual size.
+    fn kv_cache_specs(&self) -> Vec<KvCacheSpec> {
+        vec![KvCacheSpec {
+            layer_name: "model.layers.0.self_attn.attn".to_owned(),
+            num_kv_heads: 8,
+            head_dim: 128,
+            dtype: "bfloat16".to_owned(),
+            sliding_window: None,
+        }]
+    }
+
+    fn weights_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Depends on the tokens, as a model does, so that steps follow each other.
+    fn forward(&self, input: &ForwardInput, _: &mut KvCache) -> Result<Array, ModelError> {
+        let hidden = input.token_ids.as_dtype(Dtype::Float32)?;
+        let hidden = hidden.reshape(&[-1, 1])?;
+        Ok(delay(&hidden, self.step_time)?)
+    }
+
+    fn logits(&self, hidden: &Array) -> Result<Array, ModelError> {
+        let shape = [hidden.shape()[0], self.args.vocab_size];
+        Ok(broadcast_to(hidden, &shape)?)
+    }
+}

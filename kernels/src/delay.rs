@@ -1,0 +1,50 @@
+//! A node that takes time and does nothing with it: a device that is busy, to measure what
+//! surrounds one.
+
+use std::{ffi::CStr, thread, time::Duration};
+
+use mlx_rs::{Array, Dtype};
+
+use crate::{
+    check::Arguments,
+    error::Result,
+    ffi::Output,
+    node::{HostKernel, View},
+};
+
+/// `x` -> `x`, later.
+#[derive(Clone, Copy)]
+struct Delay {
+    duration: Duration,
+}
+
+impl HostKernel for Delay {
+    const NAME: &'static CStr = c"delay";
+
+    fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]) {
+        outputs[0]
+            .as_mut_slice::<f32>()
+            .copy_from_slice(inputs[0].as_slice());
+        if !self.duration.is_zero() {
+            thread::sleep(self.duration);
+        }
+    }
+}
+
+/// A copy of `x`, which is ready `duration` after `x` is; no core is busy meanwhile.
+///
+/// # Shapes
+/// `x`: any, float32; the result is like it.
+///
+/// # Errors
+/// [`KernelError::Dtype`](crate::KernelError::Dtype) if `x` is not float32.
+pub fn delay(x: &Array, duration: Duration) -> Result<Array> {
+    const CHECK: Arguments = Arguments { kernel: "delay" };
+    CHECK.dtype("x", x, Dtype::Float32, "float32")?;
+    let output = Output::Fresh {
+        shape: x.shape(),
+        dtype: Dtype::Float32,
+    };
+    let [later] = Delay { duration }.add(&[x], [output])?;
+    Ok(later)
+}
