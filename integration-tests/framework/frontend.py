@@ -148,7 +148,7 @@ class Frontend:
     def create_cache(
         self, num_blocks: int = 256, block_size: int = 16, memory_fraction: float = 0.3
     ) -> Body:
-        """Reserves memory and creates a cache with all layers in one group."""
+        """Reserves memory and creates a cache with all layers, windowed or not, in one group."""
         self.call("ReserveMemory", "MemoryReserved", memory_fraction=memory_fraction)
         return self.call(
             "CreateCache",

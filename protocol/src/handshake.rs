@@ -136,6 +136,6 @@ pub struct CreateCache {
 pub struct CacheCreated {
     /// Blocks granted to this session.
     pub num_blocks: u32,
-    /// Bytes of one block over all layers.
+    /// Bytes of one block: a page for each layer of the largest group.
     pub block_bytes: u64,
 }

@@ -14,6 +14,13 @@ from vllm.v1.core.sched.output import (
     NewRequestData,
     SchedulerOutput,
 )
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    SlidingWindowSpec,
+)
 
 from fake_daemon import FakeDaemon, FakeSession, Script, generate
 from simulation import BLOCK_SIZE, Simulation
@@ -74,6 +81,43 @@ def test_random_schedules_are_understood_by_a_worker(seed: int) -> None:
     for request in simulation.requests.values():
         expected = generate(request.prompt, len(request.outputs), daemon.script)
         assert request.outputs == expected, f"seed {seed}"
+
+
+def spec_of(block_size: int = 16, **window: int) -> AttentionSpec:
+    shape: dict[str, Any] = {"num_kv_heads": 1, "head_size": 256, "dtype": torch.bfloat16}
+    kind: type[AttentionSpec] = SlidingWindowSpec if window else FullAttentionSpec
+    return kind(block_size=block_size, **shape, **window)
+
+
+def test_groups_name_layers_by_their_index() -> None:
+    groups = [
+        KVCacheGroupSpec(["layer.2"], spec_of()),
+        KVCacheGroupSpec(["layer.0"], spec_of(sliding_window=512)),
+        KVCacheGroupSpec(["layer.1"], spec_of(sliding_window=512)),
+    ]
+    layers = [f"layer.{i}" for i in range(3)]
+    created = convert.create_cache(KVCacheConfig(30, [], groups), layers)
+    assert created == messages.CreateCache(30, 16, [[2], [0], [1]])
+    groups[1].kv_cache_spec = spec_of(block_size=32, sliding_window=512)
+    with pytest.raises(UnsupportedFeature, match=r"gives them \[16, 32\]"):
+        convert.create_cache(KVCacheConfig(30, [], groups), layers)
+
+
+def test_a_table_for_each_group_keeps_a_step_small() -> None:
+    """64 requests of a model with one group of full and five of windowed layers, as Gemma 3 has."""
+    encoder = convert.StepEncoder()
+    names = [f"cmpl-{i:032x}-0" for i in range(64)]
+    tables = tuple([0, 0, 40_000 + group] for group in range(6))
+    opened = encoder.encode(
+        output_of([new_request(name, block_ids=tables) for name in names], dict.fromkeys(names, 3))
+    )
+    assert opened.new_requests[0].block_ids == list(tables)
+    # One request in sixteen enters a new block.
+    grown = tuple([50_000 + group] for group in range(6))
+    blocks = [grown if i % 16 == 0 else None for i in range(64)]
+    step = encoder.encode(decode_of(names, list(range(30_000, 30_064)), blocks))
+    assert step.new_blocks == [messages.NewBlocks(row, list(grown)) for row in (0, 16, 32, 48)]
+    assert len(codec.encode_request(step, b"s" * 16, 70_000)) <= 600
 
 
 def test_a_handle_is_free_in_the_step_that_ends_its_request() -> None:

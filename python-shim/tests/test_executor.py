@@ -41,7 +41,10 @@ def executor(daemon: FakeDaemon, tmp_path: Any) -> Iterator[MetalRpcExecutor]:
         ),
     )
     executor = MetalRpcExecutor(config)  # type: ignore[arg-type]
-    group = SimpleNamespace(layer_names=[f"model.layers.{i}.self_attn.attn" for i in (1, 0)])
+    group = SimpleNamespace(
+        layer_names=[f"model.layers.{i}.self_attn.attn" for i in (1, 0)],
+        kv_cache_spec=SimpleNamespace(block_size=16),
+    )
     executor.initialize_from_config(
         [SimpleNamespace(num_blocks=8, kv_cache_groups=[group])]  # type: ignore[list-item]
     )

@@ -72,29 +72,37 @@ struct Layout {
     /// Handle of each token of the step that is being added.
     token_rows: Vec<u32>,
     positions: Vec<i32>,
-    slot_mapping: Vec<i32>,
     query_start_loc: Vec<i32>,
     seq_lens: Vec<i32>,
     logits_indices: Vec<i32>,
-    block_tables: Vec<Vec<i32>>,
+    /// Blocks of each row.
+    num_blocks: Vec<usize>,
+    groups: Vec<GroupLayout>,
+}
+
+/// The arrays of one KV-cache group.
+#[derive(Clone, Debug, Default)]
+struct GroupLayout {
+    slot_mapping: Vec<i32>,
+    /// Of all rows, one after the other.
+    blocks: Vec<i32>,
 }
 
 impl Layout {
     fn add_step(&mut self, step: &ValidStep, block_size: u32) {
-        let mut blocks = step.block_table.as_slice();
+        self.groups
+            .resize(step.block_tables.len(), GroupLayout::default());
+        for (group, blocks) in self.groups.iter_mut().zip(&step.block_tables) {
+            group.add_step(step, blocks, block_size);
+        }
         for row in &step.rows {
-            let (row_blocks, rest) = blocks.split_at(row.num_blocks as usize);
-            blocks = rest;
             self.query_start_loc.push(to_i32(self.positions.len()));
             for position in row.num_computed_tokens..row.seq_len() {
-                let block = row_blocks[(position / block_size) as usize];
                 self.positions.push(position.cast_signed());
-                self.slot_mapping
-                    .push(block * block_size.cast_signed() + (position % block_size).cast_signed());
                 self.token_rows.push(row.handle);
             }
             self.seq_lens.push(row.seq_len().cast_signed());
-            self.block_tables.push(row_blocks.to_vec());
+            self.num_blocks.push(row.num_blocks as usize);
             if row.samples() {
                 self.logits_indices.push(to_i32(self.positions.len() - 1));
             }
@@ -102,36 +110,58 @@ impl Layout {
     }
 
     fn finish(mut self, token_ids: Array) -> InputBatch {
-        let num_reqs = self.block_tables.len();
         self.query_start_loc.push(to_i32(self.positions.len()));
-        let max_blocks = self.block_tables.iter().map(Vec::len).max().unwrap_or(0);
-        let mut block_table = vec![0; num_reqs * max_blocks];
-        for (row, blocks) in block_table
-            .chunks_exact_mut(max_blocks)
-            .zip(&self.block_tables)
-        {
-            row[..blocks.len()].copy_from_slice(blocks);
-        }
+        let query_start_loc = array(&self.query_start_loc);
+        let seq_lens = array(&self.seq_lens);
+        let groups = self.groups.iter().map(|group| GroupInput {
+            slot_mapping: array(&group.slot_mapping),
+            attention: AttentionMetadata {
+                block_table: group.block_table(&self.num_blocks),
+                query_start_loc: query_start_loc.clone(),
+                seq_lens: seq_lens.clone(),
+            },
+        });
         let logits_indices = (!self.logits_indices.is_empty()).then(|| array(&self.logits_indices));
         InputBatch {
             num_tokens: u32::try_from(self.positions.len()).expect("a forward's size is limited"),
             input: ForwardInput {
                 token_ids,
                 positions: array(&self.positions),
-                groups: vec![GroupInput {
-                    slot_mapping: array(&self.slot_mapping),
-                    attention: AttentionMetadata {
-                        block_table: Array::from_slice(
-                            &block_table,
-                            &[to_i32(num_reqs), to_i32(max_blocks)],
-                        ),
-                        query_start_loc: array(&self.query_start_loc),
-                        seq_lens: array(&self.seq_lens),
-                    },
-                }],
+                groups: groups.collect(),
             },
             logits_indices,
         }
+    }
+}
+
+impl GroupLayout {
+    /// Adds the rows of a step, whose blocks in this group are `blocks`.
+    fn add_step(&mut self, step: &ValidStep, blocks: &[i32], block_size: u32) {
+        let mut rest = blocks;
+        for row in &step.rows {
+            let (row_blocks, others) = rest.split_at(row.num_blocks as usize);
+            rest = others;
+            for position in row.num_computed_tokens..row.seq_len() {
+                let block = row_blocks[(position / block_size) as usize];
+                self.slot_mapping
+                    .push(block * block_size.cast_signed() + (position % block_size).cast_signed());
+            }
+        }
+        self.blocks.extend_from_slice(blocks);
+    }
+
+    /// `[num_reqs, max_blocks]`, for rows of `num_blocks` blocks.
+    fn block_table(&self, num_blocks: &[usize]) -> Array {
+        let max_blocks = num_blocks.iter().copied().max().unwrap_or(0);
+        let mut table = Vec::with_capacity(num_blocks.len() * max_blocks);
+        let mut rest = self.blocks.as_slice();
+        for num_blocks in num_blocks {
+            let (row, others) = rest.split_at(*num_blocks);
+            rest = others;
+            table.extend_from_slice(row);
+            table.resize(table.len() + max_blocks - num_blocks, 0);
+        }
+        Array::from_slice(&table, &[to_i32(num_blocks.len()), to_i32(max_blocks)])
     }
 }
 

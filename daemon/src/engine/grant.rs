@@ -1,17 +1,16 @@
 //! Memory: what a session may use for its cache, and the cache itself.
 
 use metal_rpc_protocol::{
-    CacheCreated, CreateCache, ErrorCode, ErrorReply, LoadModel, MemoryReserved, Reply,
-    ReserveMemory,
+    CacheCreated, CreateCache, ErrorCode, ErrorReply, KvCacheSpec, LoadModel, MemoryReserved,
+    Reply, ReserveMemory,
 };
-use mlx_rs::Dtype as MlxDtype;
 use tracing::info;
 
 use super::Engine;
 use super::control::{out_of_order, refusal};
-use crate::kv_cache::{BlockMap, BlockPool, KvCache, LayerCache};
+use crate::kv_cache::{BlockMap, BlockPool, CacheGroups, KvCache};
 use crate::models::loaded::ModelCache;
-use crate::models::{Dtype, Model};
+use crate::session::block_tables::TableRules;
 use crate::session::state::{SeedSource, SessionLimits};
 use crate::session::{SessionCache, SessionId, TokenTable};
 
@@ -67,11 +66,24 @@ impl Engine {
             ));
         }
         let loaded = self.models.get_mut(key).expect("a session keeps its model");
-        check_groups(create, loaded.model.kv_cache_specs().len())?;
+        check_sizes(create)?;
+        let specs = loaded.model.kv_cache_specs();
+        let groups = CacheGroups::new(&specs, &create.groups)
+            .map_err(|error| refusal(ErrorCode::Unsupported, error.to_string()))?;
         let cache = match &mut loaded.cache {
             Some(cache) => cache,
-            none => none.insert(new_cache(&*loaded.model, create.block_size, limit_bytes)?),
+            none => none.insert(new_cache(
+                &specs,
+                groups.clone(),
+                create.block_size,
+                limit_bytes,
+            )?),
         };
+        if *cache.kv.groups() != groups {
+            let message = "layers must be grouped as the other frontends of this model do; does one \
+                           of them run with --disable-hybrid-kv-cache-manager?";
+            return Err(refusal(ErrorCode::Unsupported, message.to_owned()));
+        }
         if cache.block_size != create.block_size {
             let message = format!(
                 "block size must be {}, as the other frontends of this model have it, but is {}",
@@ -88,7 +100,9 @@ impl Engine {
             return Err(refusal(ErrorCode::OutOfMemory, message));
         }
         session.reserved_bytes = granted_bytes;
-        session.cache = Some(session_cache(load, loaded.model.vocab_size(), create)?);
+        let windows = groups.windows().to_vec();
+        let vocab_size = loaded.model.vocab_size();
+        session.cache = Some(session_cache(load, create, (vocab_size, windows))?);
         let (num_blocks, block_bytes) = (create.num_blocks, cache.block_bytes);
         info!(
             frontend = session.frontend,
@@ -101,18 +115,7 @@ impl Engine {
     }
 }
 
-fn check_groups(create: &CreateCache, num_layers: usize) -> Result<(), ErrorReply> {
-    let all_layers = (0..).take(num_layers);
-    match create.groups.as_slice() {
-        [group] if group.iter().copied().eq(all_layers) => {}
-        groups => {
-            let message = format!(
-                "one KV-cache group of all {num_layers} layers is supported, not {} groups",
-                groups.len()
-            );
-            return Err(refusal(ErrorCode::Unsupported, message));
-        }
-    }
+fn check_sizes(create: &CreateCache) -> Result<(), ErrorReply> {
     if create.num_blocks < 2 || create.block_size == 0 || create.block_size > 1024 {
         let message = format!(
             "a cache needs 2 or more blocks of 1 to 1024 tokens, not {} of {}",
@@ -125,38 +128,21 @@ fn check_groups(create: &CreateCache, num_layers: usize) -> Result<(), ErrorRepl
 
 /// Reserves address space for as many blocks as the daemon may ever use for this model.
 fn new_cache(
-    model: &dyn Model,
+    specs: &[KvCacheSpec],
+    groups: CacheGroups,
     block_size: u32,
     limit_bytes: u64,
 ) -> Result<ModelCache, ErrorReply> {
-    let specs = model.kv_cache_specs();
-    let token_bytes: u64 = specs
-        .iter()
-        .map(|spec| {
-            let dtype = Dtype::from_name(&spec.dtype).expect("a model names known dtypes");
-            2 * u64::from(spec.num_kv_heads) * u64::from(spec.head_dim) * dtype.size_bytes()
-        })
-        .sum();
-    let block_bytes = token_bytes * u64::from(block_size);
+    let block_bytes = KvCache::token_bytes(specs, &groups) * u64::from(block_size);
     // Slots are i32 on the device.
     let most_blocks = u64::from(i32::MAX.unsigned_abs() / block_size);
     let num_blocks = (limit_bytes / block_bytes).clamp(2, most_blocks);
     let num_blocks = u32::try_from(num_blocks).expect("clamped");
-    let layers = specs
-        .iter()
-        .map(|spec| {
-            let shape = [num_blocks, block_size, spec.num_kv_heads, spec.head_dim];
-            let dtype: MlxDtype = Dtype::from_name(&spec.dtype)
-                .expect("a model names known dtypes")
-                .mlx();
-            LayerCache::reserve(shape.map(u32::cast_signed), dtype)
-        })
-        .collect::<Result<_, _>>()
+    let kv = KvCache::reserve(specs, groups, [num_blocks, block_size])
         .map_err(|error| refusal(ErrorCode::OutOfMemory, error.to_string()))?;
-    let pool = BlockPool::new(num_blocks);
     Ok(ModelCache {
-        kv: KvCache::of_one_group(layers),
-        pool,
+        kv,
+        pool: BlockPool::new(num_blocks),
         block_size,
         block_bytes,
     })
@@ -164,8 +150,8 @@ fn new_cache(
 
 fn session_cache(
     load: &LoadModel,
-    vocab_size: u32,
     create: &CreateCache,
+    (vocab_size, windows): (u32, Vec<Option<u32>>),
 ) -> Result<SessionCache, ErrorReply> {
     // A finished request may keep its handle until the step that opens its successor was built.
     let num_handles = 2 * load.max_num_seqs;
@@ -180,7 +166,11 @@ fn session_cache(
             max_num_batched_tokens: load.max_num_batched_tokens,
             vocab_size,
         },
-        block_size: create.block_size,
+        table_rules: TableRules {
+            block_size: create.block_size,
+            windows,
+            most_blocks: row_len.div_ceil(create.block_size) as usize,
+        },
         block_map: BlockMap::new(create.num_blocks),
         requests: (0..num_handles).map(|_| None).collect(),
         token_table,

@@ -5,11 +5,12 @@
 //! the wall between their contexts.
 //!
 //! A block takes memory when it is written for the first time, and keeps it until the session
-//! closes: the frontend may still find it in its prefix cache.
+//! closes: the frontend may still find it in its prefix cache. Which KV-cache group a block belongs
+//! to is the frontend's affair, and may change: all groups number their blocks from this one map.
 //!
 //! # Invariants
 //! - A [`PoolBlockId`] has at most one owner.
-//! - Block 0 of every session maps to the null block, which is never written.
+//! - Block 0 of every session is the null block, which is never read or written.
 //!
 //! # Cost
 //! `translate` and `grant` are O(1) and do not allocate.
@@ -32,7 +33,7 @@ pub enum BlockError {
         granted: u32,
     },
     /// Block 0 holds nothing.
-    #[error("block 0 is the null block and cannot be written")]
+    #[error("block 0 is the null block: it holds no tokens")]
     NullBlock,
     /// Read before it was written.
     #[error("block {} was never written in this session, so it holds no computed tokens", block.0)]
@@ -66,13 +67,14 @@ impl BlockMap {
         }
     }
 
-    /// The address of a block that was written before, or of the null block.
+    /// The address of a block that was written before.
     ///
     /// # Errors
-    /// [`BlockError::OutOfRange`], [`BlockError::NotWritten`].
+    /// [`BlockError::OutOfRange`], [`BlockError::NullBlock`], [`BlockError::NotWritten`].
     pub fn translate(&self, block: SessionBlockId) -> Result<PoolBlockId, BlockError> {
         match *self.entry(block)? {
-            PoolBlockId::NULL if block.0 != 0 => Err(BlockError::NotWritten { block }),
+            PoolBlockId::NULL if block.0 == 0 => Err(BlockError::NullBlock),
+            PoolBlockId::NULL => Err(BlockError::NotWritten { block }),
             pool_block => Ok(pool_block),
         }
     }
@@ -184,6 +186,7 @@ mod tests {
                         match map.translate(id) {
                             Ok(found) => prop_assert_eq!(Some(found), written),
                             Err(BlockError::OutOfRange { .. }) => prop_assert!(block >= 6),
+                            Err(BlockError::NullBlock) => prop_assert_eq!(block, 0),
                             Err(error) => prop_assert_eq!(error, BlockError::NotWritten { block: id }),
                         }
                     }

@@ -1,9 +1,14 @@
 //! The arrays that hold keys and values.
 
 use metal_rpc_kernels as kernels;
-use mlx_rs::{Array, Dtype};
+use metal_rpc_protocol::KvCacheSpec;
+use mlx_rs::Array;
 
-/// The keys and values of one layer, or of several in different groups, `[num_blocks, block_size, num_kv_heads, head_dim]` each.
+use super::{CacheGroups, LayerPlace};
+use crate::models::Dtype;
+
+/// Keys and values, `[num_blocks, block_size, num_kv_heads, head_dim]` each: those of one layer, and
+/// in blocks that other groups own those of their layers.
 ///
 /// Writes happen in place. This struct holds the only handles, so that whoever reads after a
 /// write reads its result: MLX then runs them in that order.
@@ -14,11 +19,14 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// Reserves address space for one layer; memory is taken as blocks are written.
-    ///
-    /// # Errors
-    /// If the operating system refuses the address space.
-    pub fn reserve(shape: [i32; 4], dtype: Dtype) -> Result<Self, kernels::KernelError> {
+    /// Reserves address space; memory is taken as blocks are written.
+    fn reserve(
+        spec: &KvCacheSpec,
+        [num_blocks, block_size]: [u32; 2],
+    ) -> Result<Self, kernels::KernelError> {
+        let shape = [num_blocks, block_size, spec.num_kv_heads, spec.head_dim];
+        let shape = shape.map(u32::cast_signed);
+        let dtype = dtype(spec).mlx();
         Ok(Self {
             key: kernels::reserve(&shape, dtype)?,
             value: kernels::reserve(&shape, dtype)?,
@@ -56,46 +64,60 @@ impl LayerCache {
 }
 
 /// The cache of all layers of one model.
-///
-/// Layers that vLLM puts into different groups share arrays: their blocks are numbered from one
-/// pool, so no two groups ever hold the same block.
 #[derive(Debug)]
 pub struct KvCache {
-    /// The arrays; as many as the largest group has layers.
-    pub arrays: Vec<LayerCache>,
-    /// By layer: its array, and its group.
-    pub places: Vec<LayerPlace>,
-}
-
-/// Where a layer's keys and values are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LayerPlace {
-    /// Index into [`KvCache::arrays`].
-    pub array: usize,
-    /// Index of its KV-cache group.
-    pub group: usize,
+    /// As many as the largest group has layers.
+    arrays: Vec<LayerCache>,
+    groups: CacheGroups,
 }
 
 impl KvCache {
-    /// One group of all layers, each with an array of its own.
+    /// Reserves address space for `num_blocks` blocks of `block_size` tokens.
+    ///
+    /// # Errors
+    /// If the operating system refuses it.
+    pub fn reserve(
+        specs: &[KvCacheSpec],
+        groups: CacheGroups,
+        [num_blocks, block_size]: [u32; 2],
+    ) -> Result<Self, kernels::KernelError> {
+        let arrays = groups
+            .owners()
+            .iter()
+            .map(|layer| LayerCache::reserve(&specs[*layer], [num_blocks, block_size]))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { arrays, groups })
+    }
+
+    /// Bytes that one token takes in the arrays of `groups`.
     #[must_use]
-    pub fn of_one_group(arrays: Vec<LayerCache>) -> Self {
-        let places = (0..arrays.len()).map(|array| LayerPlace { array, group: 0 });
-        Self {
-            places: places.collect(),
-            arrays,
-        }
+    pub fn token_bytes(specs: &[KvCacheSpec], groups: &CacheGroups) -> u64 {
+        let layer_bytes = |layer: &usize| {
+            let spec = &specs[*layer];
+            2 * u64::from(spec.num_kv_heads) * u64::from(spec.head_dim) * dtype(spec).size_bytes()
+        };
+        groups.owners().iter().map(layer_bytes).sum()
+    }
+
+    /// Which layers share block tables and arrays.
+    #[must_use]
+    pub fn groups(&self) -> &CacheGroups {
+        &self.groups
     }
 
     /// How many layers it has.
     #[must_use]
     pub fn num_layers(&self) -> usize {
-        self.places.len()
+        self.groups.places().len()
     }
 
     /// The array of a layer, and the index of its group.
     pub fn layer(&mut self, index: usize) -> (&mut LayerCache, usize) {
-        let LayerPlace { array, group } = self.places[index];
+        let LayerPlace { array, group } = self.groups.places()[index];
         (&mut self.arrays[array], group)
     }
+}
+
+fn dtype(spec: &KvCacheSpec) -> Dtype {
+    Dtype::from_name(&spec.dtype).expect("a model names known dtypes")
 }

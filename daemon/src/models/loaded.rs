@@ -90,6 +90,6 @@ pub struct ModelCache {
     pub pool: BlockPool,
     /// Tokens in a block.
     pub block_size: u32,
-    /// Bytes of one block over all layers.
+    /// Bytes of one block in all arrays.
     pub block_bytes: u64,
 }

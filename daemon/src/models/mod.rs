@@ -114,7 +114,7 @@ pub trait Model: Debug + Send {
     /// Its dimensions.
     fn args(&self) -> &ModelArgs;
 
-    /// The format of each layer's cache, in the order of [`KvCache::layers`].
+    /// The format of each layer's cache, in the order of the layers.
     fn kv_cache_specs(&self) -> Vec<KvCacheSpec>;
 
     /// Entries of the logits.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use metal_rpc_protocol::SamplingParams;
 
-use crate::kv_cache::SessionBlockId;
+use super::block_tables::RequestBlocks;
 use crate::sampler::PromptScores;
 
 /// What is known of a running request. Its token ids are on the device: see
@@ -17,8 +17,8 @@ pub struct CachedRequestState {
     pub num_prompt_tokens: u32,
     /// Tokens known, including the ones that are still being computed.
     pub num_tokens: u32,
-    /// The blocks that hold its keys and values, in order.
-    pub block_ids: Vec<SessionBlockId>,
+    /// The blocks that hold its keys and values.
+    pub blocks: RequestBlocks,
     /// How its tokens are sampled.
     pub sampling_params: Arc<SamplingParams>,
     /// What its draws depend on, beside the output position.

@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use metal_rpc_protocol::{Exec, LoadModel};
 
+use super::block_tables::TableRules;
 use super::request_state::CachedRequestState;
 use super::token_table::TokenTable;
 use crate::kv_cache::BlockMap;
@@ -75,8 +76,8 @@ pub struct WaitingStep {
 pub struct SessionCache {
     /// What this session agreed to.
     pub limits: SessionLimits,
-    /// Tokens in a block.
-    pub block_size: u32,
+    /// What block tables have in common.
+    pub table_rules: TableRules,
     /// Which pool blocks its block numbers mean.
     pub block_map: BlockMap,
     /// By handle.

@@ -85,8 +85,14 @@ pub enum StepError {
         row: u32,
         rows: usize,
     },
-    #[error("request {req_id} has block ids of {actual} KV-cache groups, the session has 1")]
-    GroupCount { req_id: String, actual: usize },
+    #[error(
+        "request {req_id} has block ids of {actual} KV-cache groups, the session has {expected}"
+    )]
+    GroupCount {
+        req_id: String,
+        actual: usize,
+        expected: usize,
+    },
     #[error("request {req_id} runs tokens {num_computed}..{end}, but only {num_tokens} are known")]
     BeyondKnownTokens {
         req_id: String,

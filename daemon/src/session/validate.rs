@@ -12,11 +12,12 @@ use std::time::Instant;
 
 use metal_rpc_protocol::{Exec, GrammarBitmask, NewBlocks, NewRequest, SamplingParams};
 
+use super::block_tables::{RequestBlocks, RowTokens};
 use super::request_state::CachedRequestState;
 use super::sampling_params;
 use super::state::{SessionCache, SessionLimits};
 use super::step_error::StepError;
-use crate::kv_cache::{BlockPool, SessionBlockId};
+use crate::kv_cache::BlockPool;
 use crate::sampler::PromptScores;
 
 /// A step that has been checked and applied.
@@ -34,8 +35,8 @@ pub struct ValidStep {
     pub num_tokens: u32,
     /// Token ids of new requests, for the token table.
     pub new_tokens: Vec<(u32, Vec<i32>)>,
-    /// Pool blocks of all rows, one after the other.
-    pub block_table: Vec<i32>,
+    /// Pool blocks of all rows, one after the other, for each KV-cache group.
+    pub block_tables: Vec<Vec<i32>>,
     /// The grammar, if it came with the step.
     pub grammar: Option<GrammarBitmask>,
 }
@@ -53,7 +54,7 @@ pub struct ValidRow {
     pub num_tokens: u32,
     /// Tokens of the prompt.
     pub num_prompt_tokens: u32,
-    /// Entries of this row in [`ValidStep::block_table`].
+    /// Entries of this row in each of [`ValidStep::block_tables`].
     pub num_blocks: u32,
     /// How its tokens are sampled.
     pub sampling_params: Arc<SamplingParams>,
@@ -104,7 +105,7 @@ impl SessionCache {
             rows: Vec::with_capacity(exec.handles.len()),
             num_tokens: 0,
             new_tokens,
-            block_table: Vec::new(),
+            block_tables: vec![Vec::new(); self.table_rules.windows.len()],
             grammar: exec.grammar,
         };
         let mut seen = vec![false; self.requests.len()];
@@ -116,7 +117,7 @@ impl SessionCache {
             let row = self.schedule(
                 (*handle, computed, num_scheduled),
                 pool,
-                &mut step.block_table,
+                &mut step.block_tables,
             )?;
             if std::mem::replace(&mut seen[*handle as usize], true) {
                 return Err(StepError::DuplicateHandle { handle: *handle });
@@ -195,8 +196,8 @@ impl SessionCache {
             });
         }
         sampling_params::check(&req_id, &params, num_prompt_tokens, vocab_size)?;
-        let block_ids = only_group(&req_id, block_ids)?;
-        check_table(&req_id, block_ids.len(), self.most_blocks())?;
+        let mut blocks = RequestBlocks::default();
+        blocks.append(&req_id, block_ids, &self.table_rules)?;
         let seed = match params.seed {
             Some(seed) => seed.cast_unsigned(),
             None => self.seeds.next_seed(),
@@ -205,7 +206,7 @@ impl SessionCache {
             req_id,
             num_prompt_tokens,
             num_tokens,
-            block_ids,
+            blocks,
             sampling_params: Arc::new(params),
             seed,
             prompt_scores: PromptScores::default(),
@@ -220,26 +221,22 @@ impl SessionCache {
             row,
             rows: handles.len(),
         })?;
-        let limit = self.most_blocks();
-        let request = self.known_request(handle)?;
-        let block_ids = only_group(&request.req_id, block_ids)?;
-        request.block_ids.extend(block_ids);
-        check_table(&request.req_id, request.block_ids.len(), limit)
+        let request = match self.requests.get_mut(handle as usize) {
+            Some(Some(request)) => request,
+            _ => return Err(StepError::UnknownHandle { handle }),
+        };
+        request
+            .blocks
+            .append(&request.req_id, block_ids, &self.table_rules)
     }
 
-    /// Blocks that the longest request needs.
-    fn most_blocks(&self) -> usize {
-        self.token_table.row_len().div_ceil(self.block_size) as usize
-    }
-
-    /// Checks one row, appends its pool blocks to `block_table` and counts the token it samples.
+    /// Checks one row, appends its pool blocks to `block_tables` and counts the token it samples.
     fn schedule(
         &mut self,
         (handle, num_computed, num_scheduled): (u32, u32, u32),
         pool: &mut BlockPool,
-        block_table: &mut Vec<i32>,
+        block_tables: &mut [Vec<i32>],
     ) -> Result<ValidRow, StepError> {
-        let block_size = self.block_size;
         let row_len = self.token_table.row_len();
         let request = match self.requests.get_mut(handle as usize) {
             Some(Some(request)) => request,
@@ -265,28 +262,16 @@ impl SessionCache {
                 num_tokens,
             });
         };
-        let needed = seq_len.div_ceil(block_size);
-        let Some(used) = request.block_ids.get(..needed as usize) else {
-            let actual = request.block_ids.len();
-            return Err(StepError::MissingBlocks {
-                req_id: req_id.clone(),
-                needed,
-                actual,
-            });
+        let tokens = RowTokens {
+            num_computed,
+            seq_len,
         };
-        let first_written = num_computed / block_size;
-        for (index, block) in (0..needed).zip(used) {
-            let translated = if index < first_written {
-                self.block_map.translate(*block)
-            } else {
-                self.block_map.translate_for_write(*block, pool)
-            };
-            let pool_block = translated.map_err(|error| StepError::Block {
-                req_id: req_id.clone(),
-                error,
-            })?;
-            block_table.push(pool_block.index().cast_signed());
-        }
+        request.blocks.translate(
+            (req_id, tokens),
+            &self.table_rules,
+            (&mut self.block_map, pool),
+            block_tables,
+        )?;
         if seq_len == num_tokens {
             request.num_tokens += 1;
         }
@@ -296,17 +281,10 @@ impl SessionCache {
             num_scheduled_tokens: num_scheduled,
             num_tokens,
             num_prompt_tokens: request.num_prompt_tokens,
-            num_blocks: needed,
+            num_blocks: seq_len.div_ceil(self.table_rules.block_size),
             sampling_params: Arc::clone(&request.sampling_params),
             seed: request.seed,
         })
-    }
-
-    fn known_request(&mut self, handle: u32) -> Result<&mut CachedRequestState, StepError> {
-        match self.requests.get_mut(handle as usize) {
-            Some(Some(request)) => Ok(request),
-            _ => Err(StepError::UnknownHandle { handle }),
-        }
     }
 }
 
@@ -369,27 +347,4 @@ pub fn check_grammar(
         });
     }
     Ok(())
-}
-
-/// A table that is longer than the longest request needs would grow without end.
-fn check_table(req_id: &str, actual: usize, limit: usize) -> Result<(), StepError> {
-    if actual > limit {
-        let req_id = req_id.to_owned();
-        return Err(StepError::TooManyBlocks {
-            req_id,
-            actual,
-            limit,
-        });
-    }
-    Ok(())
-}
-
-fn only_group(req_id: &str, groups: Vec<Vec<u32>>) -> Result<Vec<SessionBlockId>, StepError> {
-    match <[Vec<u32>; 1]>::try_from(groups) {
-        Ok([blocks]) => Ok(blocks.into_iter().map(SessionBlockId).collect()),
-        Err(groups) => Err(StepError::GroupCount {
-            req_id: req_id.to_owned(),
-            actual: groups.len(),
-        }),
-    }
 }

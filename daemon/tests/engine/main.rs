@@ -3,6 +3,7 @@
 //! Each test drives the engine as vLLM's scheduler would: it opens requests, gives them blocks, runs
 //! their prompts whole or in chunks, and reads one token a step.
 
+mod groups;
 mod refused;
 mod scores;
 mod support;

@@ -81,6 +81,27 @@ impl<'a> Frontend<'a> {
         frontend
     }
 
+    /// A session with the model `name`, whose layers are in `groups`.
+    pub(super) fn ready_with(
+        engine: &'a EngineHandle,
+        id: u32,
+        name: &str,
+        groups: &[&[u32]],
+    ) -> Self {
+        let mut frontend = Self::open(engine, id);
+        frontend.load(name).expect("the golden checkpoint loads");
+        frontend.ask(reserve(0.5)).expect("there is memory");
+        let create = CreateCache {
+            num_blocks: NUM_BLOCKS,
+            block_size: BLOCK_SIZE,
+            groups: groups.iter().map(|layers| layers.to_vec()).collect(),
+        };
+        frontend
+            .ask(EngineRequest::CreateCache(create))
+            .expect("it is less than was reserved");
+        frontend
+    }
+
     pub(super) fn load(&mut self, name: &str) -> Result<ModelLoaded, ErrorReply> {
         match self.ask(load_model(name))? {
             Reply::ModelLoaded(loaded) => {

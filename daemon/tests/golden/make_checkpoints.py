@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 SHARED: dict[str, Any] = {
     "vocab_size": 64,
@@ -21,7 +21,7 @@ SHARED: dict[str, Any] = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
 }
-# Folders by name, with the seed of each.
+# Folders by name, which starts with the family's, with the seed of each.
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     # Grouped heads, tied embeddings: SmolLM2 and Llama 3.2.
     "llama-tied": (
@@ -47,13 +47,27 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
             },
         },
     ),
+    # A layer that sees everything between two that see six tokens.
+    "ministral-windows": (
+        3,
+        {
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
 def write(folder: Path, keys: dict[str, Any], seed: int) -> None:
     """Writes one checkpoint."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**(SHARED | keys)))
+    model_type = folder.name.partition("-")[0]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(SHARED | keys)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in name else 0.0, 0.25)

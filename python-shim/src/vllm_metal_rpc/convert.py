@@ -24,6 +24,7 @@ from vllm.v1.core.sched.output import (
     NewRequestData,
     SchedulerOutput,
 )
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import LogprobsLists, LogprobsTensors, ModelRunnerOutput
 
 from vllm_metal_rpc import messages
@@ -100,6 +101,27 @@ def check_vllm_fields() -> None:
                 f"this vLLM's {dataclass.__name__} has fields that vllm-metal-rpc does not know: "
                 f"{', '.join(sorted(unknown))}; install the vLLM that it is made for"
             )
+
+
+def create_cache(config: KVCacheConfig, layers: list[str]) -> messages.CreateCache:
+    """Converts what vLLM has decided about the cache.
+
+    Args:
+        config: From the engine.
+        layers: Names of the layers, in the daemon's order.
+
+    Raises:
+        UnsupportedFeature: Groups have blocks of different sizes.
+    """
+    sizes = {group.kv_cache_spec.block_size for group in config.kv_cache_groups}
+    if len(sizes) != 1:
+        raise UnsupportedFeature(
+            "KV-cache groups must have one block size, but this model's layers differ so that "
+            f"vLLM gives them {sorted(sizes)}; --disable-hybrid-kv-cache-manager makes one group"
+        )
+    index = {name: i for i, name in enumerate(layers)}
+    groups = [[index[name] for name in group.layer_names] for group in config.kv_cache_groups]
+    return messages.CreateCache(config.num_blocks, sizes.pop(), groups)
 
 
 class StepEncoder:

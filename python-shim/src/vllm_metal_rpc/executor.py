@@ -177,18 +177,16 @@ class MetalRpcExecutor(Executor):
         return [wanted]
 
     def initialize_from_config(self, kv_cache_configs: list[KVCacheConfig]) -> None:
-        """Creates the cache."""
+        """Creates the cache, in the groups into which vLLM has put the layers."""
         (config,) = kv_cache_configs
-        layers = {spec.layer_name: i for i, spec in enumerate(self._model.kv_cache_specs)}
-        groups = [[layers[name] for name in g.layer_names] for g in config.kv_cache_groups]
-        reply = self._session.set_up(
-            messages.CreateCache(config.num_blocks, self.cache_config.block_size, groups),
-            messages.CacheCreated,
-        )
+        layers = [spec.layer_name for spec in self._model.kv_cache_specs]
+        request = convert.create_cache(config, layers)
+        reply = self._session.set_up(request, messages.CacheCreated)
         logger.info(
-            "KV cache: %d blocks of %d tokens, %.2f GiB at most",
+            "KV cache: %d blocks of %d tokens for %d groups of layers, %.2f GiB at most",
             reply.num_blocks,
-            self.cache_config.block_size,
+            request.block_size,
+            len(request.groups),
             reply.num_blocks * reply.block_bytes / 2**30,
         )
 
