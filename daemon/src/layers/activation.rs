@@ -5,13 +5,13 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
 use metal_rpc_kernels as kernels;
 use mlx_rs::{
     Array,
-    ops::{erf, tanh},
+    ops::{clip, erf, minimum, tanh},
 };
 
 use crate::models::ModelError;
 
 /// What stands between the projections of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// `x / (1 + exp(-x))`.
     Silu,
@@ -19,6 +19,14 @@ pub enum Activation {
     Gelu,
     /// The same through an approximation by tanh, which checkpoints were trained with.
     GeluTanh,
+    /// `x / (1 + exp(-slope * x))` of `min(x, limit)`; what it is the gate of is clamped to
+    /// `-limit..=limit`, plus one: gpt-oss.
+    ClampedSwish {
+        /// How steep it is.
+        slope: f32,
+        /// What is above is as this.
+        limit: f32,
+    },
 }
 
 impl Activation {
@@ -50,6 +58,11 @@ impl Activation {
     /// If MLX refuses.
     pub fn forward(self, x: &Array) -> Result<Array, ModelError> {
         let share = match self {
+            Self::ClampedSwish { slope, limit } => {
+                let x = minimum(x, Array::from_f32(limit))?;
+                let share = mlx_rs::ops::sigmoid(x.multiply(Array::from_f32(slope))?)?;
+                return Ok(x.multiply(share)?);
+            }
             Self::Silu => mlx_rs::ops::sigmoid(x)?,
             Self::Gelu => half_of_one_plus(&erf(x.multiply(Array::from_f32(FRAC_1_SQRT_2))?)?)?,
             Self::GeluTanh => {
@@ -75,7 +88,13 @@ impl Activation {
             return Ok(kernels::silu_mul(gate_up)?);
         }
         let halves = gate_up.split_equal(2, -1)?;
-        Ok(self.forward(&halves[0])?.multiply(&halves[1])?)
+        let gate = self.forward(&halves[0])?;
+        let Self::ClampedSwish { limit, .. } = self else {
+            return Ok(gate.multiply(&halves[1])?);
+        };
+        let bounds = (&Array::from_f32(-limit), &Array::from_f32(limit));
+        let up = clip(&halves[1], bounds)?.add(Array::from_f32(1.0))?;
+        Ok(gate.multiply(up)?)
     }
 }
 

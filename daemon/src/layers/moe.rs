@@ -16,6 +16,8 @@ pub struct MoeArgs {
     pub num_experts: i32,
     /// How a token's experts are chosen and weighed.
     pub route: RouteParams,
+    /// The router has a bias.
+    pub router_bias: bool,
     /// One expert.
     pub expert: MlpArgs,
     /// What every token goes through besides.
@@ -71,7 +73,7 @@ impl Moe {
         };
         let router = [(format!("{name}.gate"), args.num_experts)];
         Ok(Self {
-            router: Linear::load(&router, hidden_size, false, weights)?,
+            router: Linear::load(&router, hidden_size, args.router_bias, weights)?,
             route: args.route,
             num_experts: args.num_experts,
             input: load(input, hidden_size, weights)?,

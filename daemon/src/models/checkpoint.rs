@@ -50,17 +50,19 @@ pub struct TensorEntry {
     pub offset_bytes: u64,
     /// How long its data is.
     pub size_bytes: u64,
-    /// What a GGUF file does in its own way.
+    /// What GGUF files and some families do in their own way.
     pub gguf: GgufEntry,
 }
 
-/// How a tensor of a GGUF file differs from one of safetensors; by default not at all.
+/// How a tensor's data differs from that of a plain one; by default not at all.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GgufEntry {
     /// It consists of blocks; its dtype stands for bytes, its shape counts weights.
     pub block: Option<BlockType>,
     /// Its rows are interleaved in pairs, by this number of heads.
     pub paired_heads: Option<usize>,
+    /// It is a matrix that is stored column by column.
+    pub is_transposed: bool,
     /// It holds what a norm multiplies with, where checkpoints have that less one.
     pub is_one_more: bool,
 }

@@ -44,6 +44,7 @@ pub mod weights;
 
 pub mod gemma2;
 pub mod gemma3_text;
+pub mod gpt_oss;
 pub mod granite;
 pub mod llama;
 pub mod ministral;
@@ -105,6 +106,7 @@ pub const FAMILIES: &[Family] = &[
     gemma2::FAMILY,
     gemma3_text::FAMILY,
     smollm3::FAMILY,
+    gpt_oss::FAMILY,
     granite::FAMILY,
     olmo2::FAMILY,
 ];

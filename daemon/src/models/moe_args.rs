@@ -36,6 +36,7 @@ pub(super) fn read(
             normalize,
             scale: 1.0,
         },
+        router_bias: false,
         expert: MlpArgs {
             intermediate_size: size(config, width_key)?,
             ..args.mlp()

@@ -116,6 +116,14 @@ impl<'a> Weights<'a> {
         Ok(floats)
     }
 
+    /// Whether the checkpoint has a tensor of the layer `name`.
+    #[must_use]
+    pub fn has_layer(&self, name: &str) -> bool {
+        let from = format!("{name}.");
+        let next = self.checkpoint.tensors.range(from.clone()..).next();
+        next.is_some_and(|(tensor, _)| tensor.starts_with(&from))
+    }
+
     /// Ends the load: reports tensors that nothing took, once.
     ///
     /// Returns the bytes that the weights take in memory.
@@ -208,6 +216,10 @@ impl<'a> Weights<'a> {
                     source: error,
                 },
             )?;
+            if entry.gguf.is_transposed {
+                let stored = target.to_vec();
+                transpose(&stored, entry.shape[0], target);
+            }
             if let Some(heads) = entry.gguf.paired_heads {
                 pairs_to_halves(cast_slice_mut(target), entry.shape[0], heads);
             }
@@ -227,6 +239,18 @@ impl<'a> Weights<'a> {
         self.resident_bytes += held_bytes as u64;
         self.read_bytes += read_bytes;
         (self.options.progress)(self.read_bytes, self.total_bytes);
+    }
+}
+
+/// Writes a matrix of `num_rows` rows that is stored column by column.
+fn transpose<T: Element>(columns: &[T], num_rows: usize, rows: &mut [T]) {
+    let num_columns = columns.len() / num_rows.max(1);
+    for (row, values) in rows.chunks_exact_mut(num_columns.max(1)).enumerate() {
+        let stored = columns[row..].iter().step_by(num_rows);
+        values
+            .iter_mut()
+            .zip(stored)
+            .for_each(|(to, from)| *to = *from);
     }
 }
 

@@ -2,7 +2,7 @@
 
 `python make_families.py FOLDER` writes `FOLDER/NAME/` with `config.json` and `model.safetensors`,
 as transformers saves them, and `golden.safetensors`: `token_ids` [96], 64 random ones and 32 greedy
-ones after them, and `logits` [96, vocab_size] in float32.
+ones after them, and `logits` [96, vocab_size] in float32. With names after it, of these rows alone.
 
 The test `families` runs this once and keeps the folder until this file or the table changes.
 """
@@ -51,6 +51,40 @@ def randomize(model: torch.nn.Module) -> None:
             parameter.copy_(parameter.bfloat16())
 
 
+def to_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rounds weights to OCP's MXFP4: 32 floats of 4 bits share a power of two.
+
+    Returns:
+        Blocks `[.., groups, 16]`, the first of two values in the low bits; exponents `[.., groups]`;
+        and what they stand for, like `weight`.
+    """
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    groups = weight.unflatten(-1, (-1, 32))
+    exponents = torch.ceil(torch.log2(groups.abs().amax(-1, keepdim=True) / 6))
+    scaled = groups / 2**exponents
+    codes = (scaled.abs().unsqueeze(-1) - magnitudes).abs().argmin(-1)
+    values = magnitudes[codes] * torch.where(scaled < 0, -1.0, 1.0) * 2**exponents
+    codes = (codes + 8 * (scaled < 0)).to(torch.uint8)
+    blocks = codes[..., ::2] | codes[..., 1::2] << 4
+    return blocks, (exponents.squeeze(-1) + 127).to(torch.uint8), values.flatten(-2)
+
+
+def quantize_experts(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Rounds gpt-oss's experts to MXFP4.
+
+    Returns:
+        All tensors, with the experts as gpt-oss is published: outputs first.
+    """
+    tensors = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        if ".experts." in name and name.endswith("_proj"):
+            blocks, scales, values = to_mxfp4(parameter.data.transpose(-1, -2))
+            parameter.data.copy_(values.transpose(-1, -2))
+            del tensors[name]
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
 @torch.no_grad()
 def run(model: torch.nn.Module, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Continues a prompt greedily.
@@ -90,24 +124,32 @@ def write(folder: Path, row: dict[str, Any]) -> None:
         torch.manual_seed(zlib.crc32(f"{row['name']} {seed}".encode()))
         model = build(row["model_type"], SHARED | row["config"])
         randomize(model)
+        quantized = quantize_experts(model) if "mxfp4_experts" in row else None
         prompt = torch.randint(SHARED["vocab_size"], (NUM_PROMPT_TOKENS,))
         token_ids, logits, gap = run(model, prompt)
         if gap > MIN_GAP:
             break
     else:
         sys.exit(f"{row['name']}: no seed gives {MIN_GAP} between the best two logits")
-    model.save_pretrained(folder)
+    if quantized is not None:
+        model.config.quantization_config = {"quant_method": "mxfp4"}
+        model.save_pretrained(folder, state_dict=quantized)
+    else:
+        model.save_pretrained(folder)
     golden = {"token_ids": token_ids.to(torch.int32), "logits": logits.contiguous()}
     save_file(golden, folder / "golden.safetensors")
 
 
 def main() -> None:
-    """Writes all rows below the folder that the command line names."""
+    """Writes rows below the folder that the command line names."""
     # Too small for threads to help.
     torch.set_num_threads(1)
     rows = json.loads(Path(__file__).with_name("families.json").read_text())
+    folder, *names = sys.argv[1:]
     for row in rows:
-        write(Path(sys.argv[1]) / row["name"], row)
+        if names and row["name"] not in names:
+            continue
+        write(Path(folder) / row["name"], row)
 
 
 if __name__ == "__main__":

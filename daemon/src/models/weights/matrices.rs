@@ -146,12 +146,13 @@ impl Weights<'_> {
                 Some(self.shared(&scales))
             }
         };
+        let paired_heads = packed.gguf.paired_heads;
         let stored = packed::Stored::Mlx(Mlx {
             packed,
             scales,
             biases,
         });
-        Ok(layer.source(Held { format, shared }, stored, None))
+        Ok(layer.source(Held { format, shared }, stored, paired_heads))
     }
 
     fn ggml(&mut self, layer: Layer<'_>) -> Result<PackedSource, ModelError> {
