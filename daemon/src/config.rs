@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::flags::BenchCommand;
-use crate::device::{DeviceError, MemoryBudget};
+use crate::device::{Device, DeviceError, MemoryBudget};
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::engine::EngineConfig;
 use crate::models::{Checkpoints, ModelError, ModelRoots};
@@ -248,12 +248,15 @@ impl EndpointFlags {
 
 impl EngineFlags {
     fn resolve(&self, model_keep_alive: Duration) -> Result<EngineConfig, ConfigError> {
-        let device = self.device.parse()?;
+        let device: Device = self.device.parse()?;
         let fraction = self.memory_fraction;
         if !(fraction > 0.0 && fraction <= 1.0) {
             return Err(ConfigError::MemoryFraction(fraction));
         }
-        let memory = MemoryBudget::of_this_machine(fraction)?;
+        let memory = match device.own_memory_bytes()? {
+            Some(total_bytes) => MemoryBudget::of(total_bytes, fraction),
+            None => MemoryBudget::of_this_machine(fraction)?,
+        };
         Ok(EngineConfig {
             device,
             memory,
@@ -275,7 +278,6 @@ fn parse_switch(text: &str) -> Result<bool, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
 
     fn serve(arguments: &[&str]) -> Result<Config, ConfigError> {
         let first = ["metald", "serve", "--endpoint", "ipc:///run/m/metald.sock"];

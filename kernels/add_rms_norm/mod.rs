@@ -1,10 +1,14 @@
 //! A residual addition and the normalisation after it. Contract: `contract.md`.
 
+mod gpu;
 mod native;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::{check::Arguments, element::FloatType, error::Result, ffi::Output, node::HostKernel};
+use crate::{
+    check::Arguments, element::FloatType, error::Result, ffi::Output, gpu::is_chosen,
+    node::HostKernel,
+};
 
 const CHECK: Arguments = Arguments {
     kernel: "add_rms_norm",
@@ -41,6 +45,10 @@ pub fn add_rms_norm(
         eps,
         weight: FloatType::of(CHECK.kernel, "weight", weight)?,
     };
+    if is_chosen()? {
+        let x_type = FloatType::of(CHECK.kernel, "x", x)?;
+        return gpu::add_rms_norm([x, residual], x_type, weight, node);
+    }
     let (x32, residual32) = (CHECK.as_f32("x", x)?, CHECK.as_f32("residual", residual)?);
     let output = Output::Fresh {
         shape: x.shape(),

@@ -1,10 +1,11 @@
 //! The most likely token of every row. Contract: `contract.md`.
 
+mod gpu;
 mod native;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::{check::Arguments, error::Result, ffi::Output, node::HostKernel};
+use crate::{check::Arguments, error::Result, ffi::Output, gpu::is_chosen, node::HostKernel};
 
 const CHECK: Arguments = Arguments { kernel: "argmax" };
 
@@ -31,6 +32,9 @@ pub fn argmax(logits: &Array) -> Result<Array> {
         vocab_size: CHECK.size(vocab_size),
     };
     let logits = CHECK.as_f32("logits", logits)?;
+    if is_chosen()? {
+        return gpu::argmax(&logits);
+    }
     let output = Output::Fresh {
         shape: &[rows],
         dtype: Dtype::Int32,

@@ -1,19 +1,26 @@
 //! The linear layer: `x @ weight.T + bias`. Contract: `contract.md`.
 
+mod gpu;
 mod native;
 
 use std::borrow::Cow;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::{check::Arguments, element::FloatType, error::Result, ffi::Output, node::HostKernel};
+use crate::{
+    check::Arguments,
+    element::FloatType,
+    error::Result,
+    ffi::{self, Output},
+    node::HostKernel,
+};
 
 const CHECK: Arguments = Arguments { kernel: "linear" };
 
 /// Multiplies every row of `x` with every row of `weight`, and adds `bias`.
 ///
-/// Sums are in f32 whatever the dtypes, and a row's result is the same bits whatever other rows
-/// are in `x` and however many threads share the work.
+/// Sums are in f32 whatever the dtypes. On the CPU a row's result is the same bits whatever other
+/// rows are in `x` and however many threads share the work; on a GPU MLX chooses by the shape.
 ///
 /// # Shapes
 /// - `x`: `[.., in]` float32, bfloat16 or float16
@@ -41,6 +48,10 @@ pub fn linear(x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array> 
         }
         None => None,
     };
+    if ffi::is_gpu()? {
+        FloatType::of(CHECK.kernel, "x", x)?;
+        return gpu::linear(x, weight, bias);
+    }
     let mut shape = x.shape().to_vec();
     shape[rows.len()] = outputs;
     let node = native::Linear {

@@ -2,6 +2,7 @@
 
 mod attend;
 mod chunk;
+mod gpu;
 mod native;
 mod plan;
 
@@ -12,6 +13,7 @@ use crate::{
     element::FloatType,
     error::{KernelError, Result},
     ffi::Output,
+    gpu::is_chosen,
     node::HostKernel,
 };
 
@@ -53,7 +55,7 @@ pub struct AttentionParams {
 /// padding, and their result is zero.
 ///
 /// # Shapes
-/// - `query`: `[num_tokens, num_heads, head_dim]` float32
+/// - `query`: `[num_tokens, num_heads, head_dim]` float32, bfloat16 or float16
 /// - `key_cache`, `value_cache`: `[num_blocks, block_size, num_kv_heads, head_dim]` float32,
 ///   bfloat16 or float16, both alike; `num_kv_heads` divides `num_heads`
 /// - result: shape and dtype of `query`
@@ -61,7 +63,8 @@ pub struct AttentionParams {
 /// # Errors
 /// [`KernelError::Shape`], [`KernelError::Dtype`] and [`KernelError::Value`] if the arguments do
 /// not fit together. Metadata that contradicts itself or names a block out of range is an error
-/// when the result is evaluated; nothing is read out of range.
+/// when the result is evaluated, and on a GPU keys in such blocks are passed over; nothing is read
+/// out of range. A GPU takes a `head_dim` of at most 256.
 ///
 /// # Source
 /// Same contract as vLLM's FlashAttention backend, `flash_attn_varlen_func` with a block table.
@@ -73,11 +76,22 @@ pub fn paged_attention(
     params: &AttentionParams,
 ) -> Result<Array> {
     let node = check(query, key_cache, value_cache, metadata, params)?;
+    let x_type = FloatType::of(CHECK.kernel, "query", query)?;
+    if is_chosen()? {
+        let inputs = gpu::Inputs {
+            query,
+            x_type,
+            caches: [key_cache, value_cache],
+            metadata,
+        };
+        return gpu::paged_attention(&inputs, params, node);
+    }
+    let query32 = CHECK.as_f32("query", query)?;
     let output = Output::Fresh {
         shape: query.shape(),
         dtype: Dtype::Float32,
     };
-    let mut inputs = [query; 7];
+    let mut inputs = [&*query32; 7];
     inputs[1] = key_cache;
     inputs[2] = value_cache;
     inputs[3] = &metadata.block_table;
@@ -90,7 +104,10 @@ pub fn paged_attention(
         }
         None => node.add(&inputs[..6], [output])?,
     };
-    Ok(attended)
+    match x_type {
+        FloatType::F32 => Ok(attended),
+        FloatType::Bf16 | FloatType::F16 => Ok(attended.as_dtype(query.dtype())?),
+    }
 }
 
 fn check(
@@ -101,7 +118,6 @@ fn check(
     params: &AttentionParams,
 ) -> Result<native::PagedAttention> {
     CHECK.ndim("query", query, 3, "[num_tokens, num_heads, head_dim]")?;
-    CHECK.dtype("query", query, Dtype::Float32, "float32")?;
     CHECK.ndim("key_cache", key_cache, 4, CACHE_RULE)?;
     CHECK.dims(
         "value_cache",

@@ -40,6 +40,29 @@ struct metal_rpc_output {
   mlx_dtype dtype;
 };
 
+// A constant of a kernel of the dialect.
+struct metal_rpc_scalar {
+  bool is_float;
+  union {
+    int integer;
+    float real;
+  };
+};
+
+// A kernel of the dialect and how to run it: see Launch in gpu_kernel.h. Everything is copied but
+// the texts of `pieces`, which must live for ever.
+struct metal_rpc_launch {
+  const char* name;
+  const char* defines;
+  const char* const* pieces;
+  size_t num_pieces;
+  const metal_rpc_scalar* scalars;
+  size_t num_scalars;
+  int groups[3];
+  int threads;
+  int ordered_by;
+};
+
 // All functions return null, or the reason of the failure: owned by the calling thread and valid
 // until its next call.
 const char* metal_rpc_add_node(
@@ -50,11 +73,34 @@ const char* metal_rpc_add_node(
     mlx_array* results,
     size_t num_outputs,
     mlx_stream stream);
+const char* metal_rpc_add_launch(
+    const metal_rpc_launch* launch,
+    const mlx_array* inputs,
+    size_t num_inputs,
+    const metal_rpc_output* outputs,
+    mlx_array* results,
+    size_t num_outputs,
+    mlx_stream stream);
+const char* metal_rpc_pinned_array(
+    mlx_array* result,
+    bool* is_pinned,
+    const int* values,
+    const int* shape,
+    size_t ndim);
+const char* metal_rpc_is_gpu(bool* result, mlx_stream stream);
+const char* metal_rpc_gpu_memory(size_t* size_bytes);
 const char* metal_rpc_reserve(
     mlx_array* result,
     const int* shape,
     size_t ndim,
     mlx_dtype dtype);
+const char* metal_rpc_host_array(
+    mlx_array* result,
+    const int* shape,
+    size_t ndim,
+    mlx_dtype dtype);
+const char* metal_rpc_to_device(mlx_array* result, mlx_array array);
+const char* metal_rpc_address(size_t* result, mlx_array array);
 const char* metal_rpc_reader(mlx_array* result, mlx_array array);
 const char* metal_rpc_is_available(bool* result, mlx_array array);
 const char* metal_rpc_wait(mlx_array array);

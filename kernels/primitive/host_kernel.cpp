@@ -89,14 +89,28 @@ class HostKernel : public mx::Primitive {
   }
 
   void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
-    throw std::runtime_error(
-        std::string("kernel ") + call_->name + " has no GPU version in this build");
+    throw std::logic_error(std::string("host kernel ") + call_->name + " was put on a GPU stream");
   }
 
  private:
   std::shared_ptr<const Call> call_;
   std::vector<int> alias_of_;
 };
+
+// Where host kernels run when the caller's stream is a GPU's: MLX then moves arrays and waits. What
+// is on its way already is waited for here, because MLX looks at its memory at once.
+mx::Stream host_stream(mx::Stream stream, const mlx_array* inputs, size_t num_inputs) {
+  if (stream.device == mx::Device::cpu) {
+    return stream;
+  }
+  for (size_t i = 0; i < num_inputs; i++) {
+    auto& input = mlx_array_get_(inputs[i]);
+    if (input.status() != mx::array::Status::unscheduled) {
+      input.wait();
+    }
+  }
+  return mx::default_stream(mx::Device::cpu);
+}
 
 // `array` itself where its memory is known to be in row order, else a node that makes it so.
 mx::array in_row_order(const mx::array& array, mx::Stream stream) {
@@ -121,7 +135,7 @@ extern "C" const char* metal_rpc_add_node(
     size_t num_outputs,
     mlx_stream stream_handle) {
   return guard([&] {
-    auto stream = mlx_stream_get_(stream_handle);
+    auto stream = host_stream(mlx_stream_get_(stream_handle), inputs, num_inputs);
     auto params = std::make_unique<std::byte[]>(kernel->params_size_bytes);
     std::memcpy(params.get(), kernel->params, kernel->params_size_bytes);
     auto call = std::make_shared<const Call>(kernel->name, kernel->run, std::move(params));

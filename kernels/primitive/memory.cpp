@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include <cerrno>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <stdexcept>
@@ -11,9 +12,11 @@
 
 #include "abi.h"
 #include "guard.h"
-#include "mlx/backend/gpu/eval.h"
+#include "mlx/backend/gpu/device_info.h"
+#include "mlx/backend/metal/metal.h"
 #include "mlx/c/private/array.h"
 #include "mlx/c/private/enums.h"
+#include "mlx/memory.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
 
@@ -72,8 +75,28 @@ mx::array reserve_host(const mx::Shape& shape, mx::Dtype dtype) {
       [base = mapping.base(), mapped](mx::allocator::Buffer) { munmap(base, mapped); });
 }
 
+// Memory that both a GPU and the host can use: all that Metal has, managed memory with CUDA.
+mx::array host_zeros(const mx::Shape& shape, mx::Dtype dtype) {
+  const size_t size_bytes = checked_size_bytes(shape, dtype);
+  mx::array array(mx::allocator::malloc(size_bytes), shape, dtype);
+  if (size_bytes > 0) {
+    std::memset(array.data<char>(), 0, size_bytes);
+  }
+  return array;
+}
+
+// With CUDA: a copy in the GPU's own memory. The bits of the elements pass through an operation that
+// keeps them, because MLX's copy would share the memory.
+mx::array in_gpu_memory(const mx::array& array) {
+  const auto bits = array.itemsize() == 4 ? mx::uint32 : array.itemsize() == 2 ? mx::uint16 : mx::uint8;
+  auto moved = mx::view(mx::bitwise_or(mx::view(array, bits), mx::array(0, bits)), array.dtype());
+  mx::eval(moved);
+  return moved;
+}
+
 } // namespace
 
+// Integers are tables that kernels of the host read too, floats are caches and only the GPU's.
 extern "C" const char*
 metal_rpc_reserve(mlx_array* result, const int* dims, size_t ndim, mlx_dtype dtype) {
   return guard([&] {
@@ -81,12 +104,37 @@ metal_rpc_reserve(mlx_array* result, const int* dims, size_t ndim, mlx_dtype dty
     auto type = mlx_dtype_to_cpp(dtype);
     if (mx::gpu::is_available()) {
       // A GPU allocator's memory comes zeroed only by writing it: committed at once, not lazily.
+      const bool is_cache =
+          mx::default_device() == mx::Device::gpu && mx::issubdtype(type, mx::floating);
       checked_size_bytes(shape, type);
-      auto array = mx::zeros(shape, type);
+      auto array = is_cache ? mx::zeros(shape, type) : host_zeros(shape, type);
       mx::eval(array);
       mlx_array_set_(*result, std::move(array));
     } else {
       mlx_array_set_(*result, reserve_host(shape, type));
+    }
+  });
+}
+
+extern "C" const char*
+metal_rpc_host_array(mlx_array* result, const int* dims, size_t ndim, mlx_dtype dtype) {
+  return guard([&] {
+    mx::Shape shape(dims, dims + ndim);
+    auto type = mlx_dtype_to_cpp(dtype);
+    // What the memory looks like is the allocator's choice, and MLX has one for the process.
+    const bool has_gpu = mx::gpu::is_available();
+    mlx_array_set_(*result, has_gpu ? host_zeros(shape, type) : reserve_host(shape, type));
+  });
+}
+
+extern "C" const char* metal_rpc_to_device(mlx_array* result, mlx_array handle) {
+  return guard([&] {
+    auto& array = mlx_array_get_(handle);
+    const bool is_cuda = mx::default_device() == mx::Device::gpu && !mx::metal::is_available();
+    mlx_array_set_(*result, is_cuda && array.size() > 0 ? in_gpu_memory(array) : array);
+    if (is_cuda) {
+      // MLX would keep the host's copy for later allocations on the device.
+      mx::clear_cache();
     }
   });
 }
@@ -118,6 +166,17 @@ extern "C" const char* metal_rpc_wait(mlx_array handle) {
       throw std::invalid_argument("array is not scheduled; call async_eval first");
     }
     array.wait();
+  });
+}
+
+extern "C" const char* metal_rpc_address(size_t* result, mlx_array handle) {
+  return guard([&] {
+    auto& array = mlx_array_get_(handle);
+    if (array.status() == mx::array::Status::unscheduled) {
+      throw std::invalid_argument("array has no memory before it is evaluated");
+    }
+    // The address of the data would move it to the host.
+    *result = reinterpret_cast<size_t>(array.buffer().ptr()) + array.offset();
   });
 }
 

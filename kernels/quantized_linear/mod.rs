@@ -1,6 +1,7 @@
 //! Linear layers and embeddings whose weights are quantised. Contract: `contract.md`.
 
 mod format;
+mod gpu;
 mod native;
 mod packed;
 
@@ -10,7 +11,13 @@ use mlx_rs::{Array, Dtype};
 
 pub use self::format::{QuantizedFormat, QuantizedMatrix};
 pub(crate) use self::native::Matrix;
-use crate::{check::Arguments, element::FloatType, error::Result, ffi::Output, node::HostKernel};
+use crate::{
+    check::Arguments,
+    element::FloatType,
+    error::Result,
+    ffi::{self, Output},
+    node::HostKernel,
+};
 
 const LINEAR: Arguments = Arguments {
     kernel: "quantized_linear",
@@ -21,8 +28,8 @@ const ROWS: Arguments = Arguments {
 
 /// Multiplies every row of `x` with every row of `weight`, and adds `bias`.
 ///
-/// As [`linear`](crate::linear) with the weights written out in f32: sums are in f32, and a row's
-/// result is the same bits whatever other rows are in `x`.
+/// As [`linear`](crate::linear) with the weights written out in f32. On a GPU this is MLX's own
+/// product, with scales in the dtype of `x`.
 ///
 /// # Shapes
 /// - `x`: `[.., in]` float32, bfloat16 or float16
@@ -54,6 +61,10 @@ pub fn quantized_linear(
         }
         None => None,
     };
+    if ffi::is_gpu()? && gpu::has(weight.format()) {
+        FloatType::of(LINEAR.kernel, "x", x)?;
+        return gpu::quantized_linear(x, weight, bias);
+    }
     let mut shape = x.shape().to_vec();
     shape[rows.len()] = weight.outputs();
     let node = native::QuantizedLinear {
@@ -89,6 +100,10 @@ pub fn quantized_linear(
 pub fn quantized_rows(weight: &QuantizedMatrix, ids: &Array) -> Result<Array> {
     ROWS.dtype("ids", ids, Dtype::Int32, "int32")?;
     ROWS.ndim("ids", ids, 1, "[n]")?;
+    if ffi::is_gpu()? && gpu::has(weight.format()) {
+        let rows = gpu::quantized_rows(weight, ids)?;
+        return Ok(rows.as_dtype(Dtype::Float32)?);
+    }
     let node = native::QuantizedRows {
         matrix: native::Matrix::of(weight),
     };

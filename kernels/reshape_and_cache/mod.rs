@@ -1,5 +1,6 @@
 //! Keys and values of a forward go into the paged cache. Contract: `contract.md`.
 
+mod gpu;
 mod native;
 
 use mlx_rs::{Array, Dtype};
@@ -9,6 +10,7 @@ use crate::{
     element::FloatType,
     error::{KernelError, Result},
     ffi::Output,
+    gpu::is_chosen,
     node::HostKernel,
 };
 
@@ -23,7 +25,7 @@ const CACHE_RULE: &str = "[num_blocks, block_size, num_kv_heads, head_dim]";
 /// caller must hold the only handles, and every reader must take the new ones.
 ///
 /// # Shapes
-/// - `key`, `value`: `[num_tokens, num_kv_heads, head_dim]` float32
+/// - `key`, `value`: `[num_tokens, num_kv_heads, head_dim]` float32, bfloat16 or float16, both alike
 /// - `key_cache`, `value_cache`: `[num_blocks, block_size, num_kv_heads, head_dim]` float32,
 ///   bfloat16 or float16, both alike; written with rounding to nearest, ties to even
 /// - `slot_mapping`: `[num_tokens]` int32 pool slots; [`PAD_SLOT`](crate::PAD_SLOT) skips the token
@@ -33,7 +35,8 @@ const CACHE_RULE: &str = "[num_blocks, block_size, num_kv_heads, head_dim]";
 ///
 /// # Errors
 /// [`KernelError::Shape`] and [`KernelError::Dtype`] if the arguments do not fit together. A slot
-/// out of range is an error when the result is evaluated; nothing is written out of range.
+/// out of range is an error when the result is evaluated, and on a GPU skipped; nothing is written
+/// out of range.
 ///
 /// # Source
 /// Same contract as vLLM `reshape_and_cache_flash` (csrc/cache_kernels.cu).
@@ -67,17 +70,24 @@ pub fn reshape_and_cache(
     for (name, array) in [("key", key), ("value", value)] {
         let dims = [num_tokens, num_kv_heads, head_dim];
         CHECK.dims(name, array, &dims, "[num_tokens, num_kv_heads, head_dim]")?;
-        CHECK.dtype(name, array, Dtype::Float32, "float32")?;
     }
+    let x_type = FloatType::of(CHECK.kernel, "key", key)?;
+    CHECK.dtype("value", value, key.dtype(), "that of `key`")?;
     let node = native::ReshapeAndCache {
         num_slots: CHECK.product(&key_cache.shape()[..2]),
         row: CHECK.product(&key_cache.shape()[2..]),
         cache,
     };
-    let [keys, values] = node.add(
-        &[key, value, slot_mapping, &*key_cache, &*value_cache],
-        [Output::InPlace { input: 3 }, Output::InPlace { input: 4 }],
-    )?;
+    let [keys, values] = if is_chosen()? {
+        let inputs = [key, value, slot_mapping, &*key_cache, &*value_cache];
+        gpu::reshape_and_cache(&inputs, x_type, node)?
+    } else {
+        let (key, value) = (CHECK.as_f32("key", key)?, CHECK.as_f32("value", value)?);
+        node.add(
+            &[&key, &value, slot_mapping, &*key_cache, &*value_cache],
+            [Output::InPlace { input: 3 }, Output::InPlace { input: 4 }],
+        )?
+    };
     *key_cache = keys;
     *value_cache = values;
     Ok(())

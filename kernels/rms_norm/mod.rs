@@ -1,12 +1,16 @@
 //! Root-mean-square normalisation. Contract: `contract.md`.
 
+mod gpu;
 mod native;
 
 use std::borrow::Cow;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::{check::Arguments, element::FloatType, error::Result, ffi::Output, node::HostKernel};
+use crate::{
+    check::Arguments, element::FloatType, error::Result, ffi::Output, gpu::is_chosen,
+    node::HostKernel,
+};
 
 pub(crate) use native::normalise;
 
@@ -33,6 +37,9 @@ pub fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<Array> {
         eps,
         weight: FloatType::of(CHECK.kernel, "weight", weight)?,
     };
+    if is_chosen()? {
+        return gpu::rms_norm(x, FloatType::of(CHECK.kernel, "x", x)?, weight, node);
+    }
     let x32 = CHECK.as_f32("x", x)?;
     let output = Output::Fresh {
         shape: x.shape(),

@@ -4,7 +4,10 @@ mod native;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::{check::Arguments, error::Result, ffi::Output, node::HostKernel};
+use crate::{
+    check::Arguments, element::FloatType, error::Result, ffi::Output, gpu::is_chosen,
+    node::HostKernel, rope_and_cache::gpu_rope,
+};
 
 pub(crate) use native::{Angles, turn};
 
@@ -25,7 +28,7 @@ pub enum RopePairing {
 /// its sine and cosine are multiplied by `scale`. The other elements are copied.
 ///
 /// # Shapes
-/// - `x`: `[num_tokens, num_heads, head_dim]` float32
+/// - `x`: `[num_tokens, num_heads, head_dim]` float32, bfloat16 or float16
 /// - `positions`: `[num_tokens]` int32
 /// - `inv_freq`: `[rotary_dim / 2]` float32, with `rotary_dim` at most `head_dim`
 /// - result: shape and dtype of `x`
@@ -48,7 +51,7 @@ pub fn rope(
     pairing: RopePairing,
 ) -> Result<Array> {
     CHECK.ndim("x", x, 3, "[num_tokens, num_heads, head_dim]")?;
-    CHECK.dtype("x", x, Dtype::Float32, "float32")?;
+    let x_type = FloatType::of(CHECK.kernel, "x", x)?;
     CHECK.dims("positions", positions, &x.shape()[..1], "[num_tokens]")?;
     CHECK.dtype("positions", positions, Dtype::Int32, "int32")?;
     CHECK.ndim("inv_freq", inv_freq, 1, "[rotary_dim / 2]")?;
@@ -58,6 +61,9 @@ pub fn rope(
     if 2 * num_pairs > head_dim {
         let rule = "[rotary_dim / 2] with `rotary_dim` at most `head_dim`";
         return Err(CHECK.shape("inv_freq", inv_freq, rule));
+    }
+    if is_chosen()? {
+        return gpu_rope([x, positions, inv_freq], x_type, scale, pairing);
     }
     let node = native::Rope {
         num_heads: CHECK.size(x.shape()[1]),
@@ -69,6 +75,10 @@ pub fn rope(
         shape: x.shape(),
         dtype: Dtype::Float32,
     };
-    let [turned] = node.add(&[x, positions, inv_freq], [output])?;
-    Ok(turned)
+    let x32 = CHECK.as_f32("x", x)?;
+    let [turned] = node.add(&[&x32, positions, inv_freq], [output])?;
+    match x_type {
+        FloatType::F32 => Ok(turned),
+        FloatType::Bf16 | FloatType::F16 => Ok(turned.as_dtype(x.dtype())?),
+    }
 }

@@ -1,13 +1,16 @@
 //! From projections to queries and the paged cache. Contract: `contract.md`.
 
+mod gpu;
 mod native;
 
 use mlx_rs::{Array, Dtype};
 
 use crate::{
-    check::Arguments, element::FloatType, error::Result, ffi::Output, node::HostKernel,
-    rope::RopePairing,
+    check::Arguments, element::FloatType, error::Result, ffi::Output, gpu::is_chosen,
+    node::HostKernel, rope::RopePairing,
 };
+
+pub(crate) use gpu::rope as gpu_rope;
 
 const CHECK: Arguments = Arguments {
     kernel: "rope_and_cache",
@@ -64,7 +67,8 @@ pub struct RopeParams {
 /// # Errors
 /// [`KernelError::Shape`](crate::KernelError::Shape) and
 /// [`KernelError::Dtype`](crate::KernelError::Dtype) if the arguments do not fit together. A slot
-/// out of range is an error when the result is evaluated; nothing is written then.
+/// out of range is an error when the result is evaluated, and on a GPU skipped; nothing is written
+/// then.
 ///
 /// # Source
 /// What vLLM does in `fused_qk_norm_rope` and `reshape_and_cache_flash`.
@@ -82,6 +86,19 @@ pub fn rope_and_cache(
         params,
         [key_cache, value_cache],
     )?;
+    if is_chosen()? {
+        let inputs = gpu::Inputs {
+            qkv,
+            x_type: FloatType::of(CHECK.kernel, "qkv", qkv)?,
+            positions,
+            slot_mapping,
+            caches: [key_cache, value_cache],
+        };
+        let [query, keys, values] = gpu::rope_and_cache(&inputs, params, node)?;
+        *key_cache = keys;
+        *value_cache = values;
+        return Ok(query);
+    }
     let qkv32 = CHECK.as_f32("qkv", qkv)?;
     let mut inputs = [&*qkv32; 8];
     inputs[1] = positions;

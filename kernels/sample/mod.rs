@@ -2,6 +2,7 @@
 
 mod draw;
 mod filter;
+mod gpu;
 mod lanes;
 mod native;
 mod params;
@@ -22,7 +23,9 @@ use crate::{
     check::Arguments,
     error::{KernelError, Result},
     ffi::Output,
+    gpu::is_chosen,
     node::HostKernel,
+    upload::upload,
 };
 use params::PARAMS_WORDS;
 
@@ -119,7 +122,10 @@ pub fn sample(
         check_histories(batch, token_table)?;
     }
     let words: Vec<i32> = batch.rows.iter().flat_map(|row| row.to_words()).collect();
-    let params = Array::from_slice(&words, &[dim(rows), dim(PARAMS_WORDS)]);
+    let params = upload(&words, &[dim(rows), dim(PARAMS_WORDS)])?;
+    if is_chosen()? && gpu::can_sample(batch) {
+        return Ok((gpu::sample(logits, &params)?, None));
+    }
     // MLX has no array without elements to point at.
     let lists = if batch.lists.is_empty() {
         &[0][..]

@@ -1,12 +1,16 @@
 //! The gate of a gated MLP. Contract: `contract.md`.
 
+mod gpu;
 mod native;
 
 use std::borrow::Cow;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::{check::Arguments, error::Result, ffi::Output, node::HostKernel};
+use crate::{
+    check::Arguments, element::FloatType, error::Result, ffi::Output, gpu::is_chosen,
+    node::HostKernel,
+};
 
 const CHECK: Arguments = Arguments { kernel: "silu_mul" };
 
@@ -35,6 +39,10 @@ pub fn silu_mul(gate_up: &Array) -> Result<Array> {
     let node = native::SiluMul {
         intermediate: CHECK.size(intermediate),
     };
+    if is_chosen()? {
+        let x_type = FloatType::of(CHECK.kernel, "gate_up", gate_up)?;
+        return gpu::silu_mul(gate_up, x_type, &shape);
+    }
     let gate_up32 = CHECK.as_f32("gate_up", gate_up)?;
     let output = Output::Fresh {
         shape: &shape,

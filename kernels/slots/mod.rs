@@ -3,11 +3,12 @@
 //! The daemon keeps the token ids of all running requests in such a table, so that a step can be
 //! built on tokens that are not computed yet.
 
+mod gpu;
 mod native;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::{check::Arguments, error::Result, ffi::Output, node::HostKernel};
+use crate::{check::Arguments, error::Result, ffi::Output, gpu::is_chosen, node::HostKernel};
 
 /// Writes `values[i]` into `table[slots[i]]`, in place.
 ///
@@ -22,7 +23,8 @@ use crate::{check::Arguments, error::Result, ffi::Output, node::HostKernel};
 /// # Errors
 /// [`KernelError::Shape`](crate::KernelError::Shape) and
 /// [`KernelError::Dtype`](crate::KernelError::Dtype) if the arguments do not fit together. A slot
-/// out of range is an error when the result is evaluated; nothing is written out of range.
+/// out of range is an error when the result is evaluated, and on a GPU skipped (read as 0);
+/// nothing is written out of range.
 pub fn write_slots(table: &mut Array, values: &Array, slots: &Array) -> Result<()> {
     const CHECK: Arguments = Arguments {
         kernel: "write_slots",
@@ -31,6 +33,10 @@ pub fn write_slots(table: &mut Array, values: &Array, slots: &Array) -> Result<(
     CHECK.dims("values", values, slots.shape(), "[m] like `slots`")?;
     if values.dtype() != Dtype::Uint32 {
         CHECK.dtype("values", values, Dtype::Int32, "int32 or uint32")?;
+    }
+    if is_chosen()? {
+        *table = gpu::write_slots(table, values, slots)?;
+        return Ok(());
     }
     let [written] =
         native::WriteSlots.add(&[&*table, values, slots], [Output::InPlace { input: 0 }])?;
@@ -52,6 +58,9 @@ pub fn gather_slots(table: &Array, slots: &Array) -> Result<Array> {
         kernel: "gather_slots",
     };
     check_table(CHECK, table, slots)?;
+    if is_chosen()? {
+        return gpu::gather_slots(table, slots);
+    }
     let output = Output::Fresh {
         shape: slots.shape(),
         dtype: Dtype::Int32,

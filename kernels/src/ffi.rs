@@ -44,7 +44,73 @@ struct RawOutput {
     dtype: mlx_dtype,
 }
 
+/// `metal_rpc_scalar`: a constant of a kernel of the dialect.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct RawScalar {
+    is_float: bool,
+    /// The bits of either.
+    bits: u32,
+}
+
+impl From<i32> for RawScalar {
+    fn from(value: i32) -> Self {
+        let (is_float, bits) = (false, value.cast_unsigned());
+        Self { is_float, bits }
+    }
+}
+
+impl From<f32> for RawScalar {
+    fn from(value: f32) -> Self {
+        let (is_float, bits) = (true, value.to_bits());
+        Self { is_float, bits }
+    }
+}
+
+#[repr(C)]
+struct RawLaunch {
+    name: *const c_char,
+    defines: *const c_char,
+    pieces: *const *const c_char,
+    num_pieces: usize,
+    scalars: *const RawScalar,
+    num_scalars: usize,
+    groups: [c_int; 3],
+    threads: c_int,
+    ordered_by: c_int,
+}
+
+/// A kernel of the dialect and how to run it, all but its arrays.
+pub(crate) struct Program<'a> {
+    pub(crate) name: &'a CStr,
+    pub(crate) defines: &'a CStr,
+    pub(crate) pieces: &'a [&'static CStr],
+    pub(crate) scalars: &'a [RawScalar],
+    pub(crate) groups: [i32; 3],
+    pub(crate) threads: i32,
+    /// Index of the input by whose memory launches are ordered.
+    pub(crate) ordered_by: Option<usize>,
+}
+
 unsafe extern "C" {
+    fn metal_rpc_add_launch(
+        launch: *const RawLaunch,
+        inputs: *const mlx_array,
+        num_inputs: usize,
+        outputs: *const RawOutput,
+        results: *mut mlx_array,
+        num_outputs: usize,
+        stream: mlx_stream,
+    ) -> *const c_char;
+    fn metal_rpc_pinned_array(
+        result: *mut mlx_array,
+        is_pinned: *mut bool,
+        values: *const c_int,
+        shape: *const c_int,
+        ndim: usize,
+    ) -> *const c_char;
+    fn metal_rpc_is_gpu(result: *mut bool, stream: mlx_stream) -> *const c_char;
+    fn metal_rpc_gpu_memory(size_bytes: *mut usize) -> *const c_char;
     fn metal_rpc_add_node(
         kernel: *const RawKernel,
         inputs: *const mlx_array,
@@ -60,6 +126,14 @@ unsafe extern "C" {
         ndim: usize,
         dtype: mlx_dtype,
     ) -> *const c_char;
+    fn metal_rpc_host_array(
+        result: *mut mlx_array,
+        shape: *const c_int,
+        ndim: usize,
+        dtype: mlx_dtype,
+    ) -> *const c_char;
+    fn metal_rpc_to_device(result: *mut mlx_array, array: mlx_array) -> *const c_char;
+    fn metal_rpc_address(result: *mut usize, array: mlx_array) -> *const c_char;
     fn metal_rpc_reader(result: *mut mlx_array, array: mlx_array) -> *const c_char;
     fn metal_rpc_is_available(result: *mut bool, array: mlx_array) -> *const c_char;
     fn metal_rpc_wait(array: mlx_array) -> *const c_char;
@@ -120,9 +194,109 @@ pub(crate) unsafe fn add_node<P: Copy, const N: usize>(
         params: std::ptr::from_ref(params).cast(),
         params_size_bytes: size_of::<P>(),
     };
-    let mut handles = [mlx_array {
+    // SAFETY: every pointer is to a live value of the stated length; MLX takes its own references
+    // to the inputs and copies `params`. That `run` fits them is the caller's promise.
+    new_node(inputs, outputs, |handles, outputs, results| unsafe {
+        metal_rpc_add_node(
+            &raw const kernel,
+            handles.as_ptr(),
+            handles.len(),
+            outputs.as_ptr(),
+            results.as_mut_ptr(),
+            N,
+            stream.as_ptr(),
+        )
+    })
+}
+
+/// Adds one kernel of the dialect to MLX's graph, on the calling thread's default stream.
+///
+/// # Safety
+/// The kernel must read and write within arrays of these shapes, given these scalars.
+#[track_caller]
+pub(crate) unsafe fn add_launch<const N: usize>(
+    program: &Program<'_>,
+    inputs: &[&Array],
+    outputs: [Output<'_>; N],
+) -> Result<[Array; N]> {
+    let stream = Stream::thread_local_or_default();
+    let mut pieces = [std::ptr::null(); MAX_PIECES];
+    assert!(program.pieces.len() <= MAX_PIECES);
+    for (raw, piece) in pieces.iter_mut().zip(program.pieces) {
+        *raw = piece.as_ptr();
+    }
+    let index = |input| c_int::try_from(input).expect("a node has few inputs");
+    let launch = RawLaunch {
+        name: program.name.as_ptr(),
+        defines: program.defines.as_ptr(),
+        pieces: pieces.as_ptr(),
+        num_pieces: program.pieces.len(),
+        scalars: program.scalars.as_ptr(),
+        num_scalars: program.scalars.len(),
+        groups: program.groups,
+        threads: program.threads,
+        ordered_by: program.ordered_by.map_or(-1, index),
+    };
+    // SAFETY: every pointer is to a live value of the stated length, and everything is copied but
+    // the pieces, which are static.
+    new_node(inputs, outputs, |handles, outputs, results| unsafe {
+        metal_rpc_add_launch(
+            &raw const launch,
+            handles.as_ptr(),
+            handles.len(),
+            outputs.as_ptr(),
+            results.as_mut_ptr(),
+            N,
+            stream.as_ptr(),
+        )
+    })
+}
+
+/// An array over pinned memory with these values; `None` where that gains nothing.
+#[track_caller]
+pub(crate) fn pinned_array(values: &[i32], shape: &[i32]) -> Result<Option<Array>> {
+    let mut is_pinned = false;
+    // SAFETY: both slices are live, and the caller has checked that they fit each other.
+    let array = new_array(|result| unsafe {
+        metal_rpc_pinned_array(
+            result,
+            &raw mut is_pinned,
+            values.as_ptr(),
+            shape.as_ptr(),
+            shape.len(),
+        )
+    })?;
+    Ok(is_pinned.then_some(array))
+}
+
+/// Whether the calling thread's default stream is a GPU's.
+pub(crate) fn is_gpu() -> Result<bool> {
+    let stream = Stream::thread_local_or_default();
+    let mut result = false;
+    // SAFETY: the handle is live.
+    check(unsafe { metal_rpc_is_gpu(&raw mut result, stream.as_ptr()) })?;
+    Ok(result)
+}
+
+/// See [`crate::gpu_memory_bytes`].
+pub(crate) fn gpu_memory() -> Result<usize> {
+    let mut size_bytes = 0;
+    // SAFETY: the pointer is to a live value.
+    check(unsafe { metal_rpc_gpu_memory(&raw mut size_bytes) })?;
+    Ok(size_bytes)
+}
+
+/// Hands inputs, outputs and empty results to `add`, and owns what it filled in.
+#[track_caller]
+fn new_node<const N: usize>(
+    inputs: &[&Array],
+    outputs: [Output<'_>; N],
+    add: impl FnOnce(&[mlx_array], &[RawOutput; N], &mut [mlx_array; N]) -> *const c_char,
+) -> Result<[Array; N]> {
+    const EMPTY: mlx_array = mlx_array {
         ctx: std::ptr::null_mut(),
-    }; MAX_INPUTS];
+    };
+    let mut handles = [EMPTY; MAX_INPUTS];
     assert!(inputs.len() <= MAX_INPUTS);
     for (handle, input) in handles.iter_mut().zip(inputs) {
         *handle = input.as_ptr();
@@ -141,27 +315,16 @@ pub(crate) unsafe fn add_node<P: Copy, const N: usize>(
             dtype: Dtype::Bool.into(),
         },
     });
-    let mut results = [mlx_array {
-        ctx: std::ptr::null_mut(),
-    }; N];
-    // SAFETY: every pointer is to a live value of the stated length; MLX takes its own references
-    // to the inputs and copies `params`. That `run` fits them is the caller's promise.
-    let reason = unsafe {
-        metal_rpc_add_node(
-            &raw const kernel,
-            handles.as_ptr(),
-            inputs.len(),
-            outputs.as_ptr(),
-            results.as_mut_ptr(),
-            N,
-            stream.as_ptr(),
-        )
-    };
+    let mut results = [EMPTY; N];
+    let reason = add(&handles[..inputs.len()], &outputs, &mut results);
     // SAFETY: each handle is ours, empty or filled; `Array` frees either on drop.
     let results = results.map(|handle| unsafe { Array::from_ptr(handle) });
     check(reason)?;
     Ok(results)
 }
+
+/// Bound of a program's pieces.
+const MAX_PIECES: usize = 6;
 
 /// Bound of a node's inputs, so that building one does not allocate here.
 const MAX_INPUTS: usize = 8;
@@ -173,6 +336,31 @@ pub(crate) fn reserve(shape: &[i32], dtype: Dtype) -> Result<Array> {
     new_array(|result| unsafe {
         metal_rpc_reserve(result, shape.as_ptr(), shape.len(), dtype.into())
     })
+}
+
+/// An array of zeros that the host can write, whatever the default device.
+#[track_caller]
+pub(crate) fn host_array(shape: &[i32], dtype: Dtype) -> Result<Array> {
+    // SAFETY: `shape` is live and of the stated length.
+    new_array(|result| unsafe {
+        metal_rpc_host_array(result, shape.as_ptr(), shape.len(), dtype.into())
+    })
+}
+
+/// `array` in the memory of the default device.
+#[track_caller]
+pub(crate) fn to_device(array: &Array) -> Result<Array> {
+    // SAFETY: both handles are live.
+    new_array(|result| unsafe { metal_rpc_to_device(result, array.as_ptr()) })
+}
+
+/// See [`crate::data_ptr`].
+#[track_caller]
+pub(crate) fn address(array: &Array) -> Result<usize> {
+    let mut address = 0;
+    // SAFETY: the handle is live.
+    check(unsafe { metal_rpc_address(&raw mut address, array.as_ptr()) })?;
+    Ok(address)
 }
 
 /// See [`crate::reader`].

@@ -7,7 +7,8 @@
 //! | module | what |
 //! |---|---|
 //! | `ffi` | the C face of `primitive/`; the only place that names `mlx_sys` |
-//! | `node` | a kernel as a node of MLX's graph |
+//! | `node` | a host kernel as a node of MLX's graph |
+//! | `gpu` | a kernel of the dialect as a node: Metal, CUDA, or emulated for tests |
 //! | `pool` | the threads that kernels share |
 //! | `simd`, `dot`, `element` | eight lanes; dot products of rows; f32, bf16, f16 |
 //! | `product` | rows times weights of any format: the algorithm of all linear layers |
@@ -28,6 +29,7 @@ mod dot;
 mod element;
 mod error;
 mod ffi;
+mod gpu;
 mod memory;
 mod node;
 mod pool;
@@ -64,6 +66,8 @@ mod sample;
 mod silu_mul;
 #[path = "../slots/mod.rs"]
 mod slots;
+#[path = "../upload/mod.rs"]
+mod upload;
 
 pub use add_rms_norm::add_rms_norm;
 pub use argmax::argmax;
@@ -72,7 +76,9 @@ pub use dispatch::{Dispatched, ExpertGroups, combine, dispatch};
 pub use error::{KernelError, Result};
 pub use expert_linear::{expert_linear, quantized_expert_linear};
 pub use linear::linear;
-pub use memory::{data_ptr, filled, is_available, reader, reserve, to_vec_f32, to_vec_i32, wait};
+pub use memory::{
+    data_ptr, filled, gpu_memory_bytes, is_available, reader, reserve, to_vec_f32, to_vec_i32, wait,
+};
 pub use paged_attention::{AttentionMetadata, AttentionParams, paged_attention};
 pub use quantized_linear::{QuantizedFormat, QuantizedMatrix, quantized_linear, quantized_rows};
 pub use reshape_and_cache::reshape_and_cache;
@@ -86,6 +92,7 @@ pub use sample::{
 };
 pub use silu_mul::silu_mul;
 pub use slots::{gather_slots, write_slots};
+pub use upload::{download, upload};
 
 /// The slot of a token that is not written anywhere, as in vLLM.
 pub const PAD_SLOT: i32 = -1;

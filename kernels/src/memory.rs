@@ -22,7 +22,8 @@ pub fn reserve(shape: &[i32], dtype: Dtype) -> Result<Array> {
     ffi::reserve(shape, dtype)
 }
 
-/// An array of which `fill` writes the bytes, zeros before. They are never in memory twice.
+/// An array of which `fill` writes the bytes, zeros before. They are never in memory twice, but
+/// with CUDA, where the array then moves to the device.
 ///
 /// # Errors
 /// As [`reserve`], or what `fill` says.
@@ -32,13 +33,22 @@ pub fn filled<E: From<KernelError>>(
     dtype: Dtype,
     fill: impl FnOnce(&mut [u8]) -> std::result::Result<(), E>,
 ) -> std::result::Result<Array, E> {
-    let array = reserve(shape, dtype)?;
+    let array = ffi::host_array(shape, dtype)?;
     let view = ffi::data(&array)?;
     if view.size_bytes > 0 {
         // SAFETY: host memory of the array, initialised, which nothing else refers to yet.
         fill(unsafe { std::slice::from_raw_parts_mut(view.data.cast(), view.size_bytes) })?;
     }
-    Ok(array)
+    Ok(ffi::to_device(&array)?)
+}
+
+/// Memory of the GPU; `None` if MLX has none.
+///
+/// # Errors
+/// [`KernelError::Mlx`] if MLX cannot ask it.
+pub fn gpu_memory_bytes() -> Result<Option<u64>> {
+    let size_bytes = ffi::gpu_memory()?;
+    Ok((size_bytes > 0).then_some(size_bytes as u64))
 }
 
 /// A second handle of a scheduled array, for [`wait`] and [`to_vec_i32`] on another thread.
@@ -73,19 +83,19 @@ pub fn wait(array: &Array) -> Result<()> {
     ffi::wait(array)
 }
 
-/// Address of the memory of a scheduled array.
+/// What tells the memory of a scheduled array from others': two arrays that share it have the same.
 ///
 /// # Errors
-/// [`KernelError::Mlx`] if `array` is not scheduled yet, or not in row order.
+/// [`KernelError::Mlx`] if `array` is not scheduled yet.
 #[track_caller]
 pub fn data_ptr(array: &Array) -> Result<usize> {
-    Ok(ffi::data(array)?.data as usize)
+    ffi::address(array)
 }
 
 /// Waits for a scheduled int32 `array` and copies it, without touching any stream.
 ///
 /// # Errors
-/// [`KernelError::Dtype`] if it is not int32, and as [`wait`] and [`data_ptr`].
+/// [`KernelError::Dtype`] if it is not int32, and [`KernelError::Mlx`] as [`wait`] or if it is not in row order.
 #[track_caller]
 pub fn to_vec_i32(array: &Array) -> Result<Vec<i32>> {
     to_vec("to_vec_i32", array, Dtype::Int32, "int32")
@@ -94,7 +104,7 @@ pub fn to_vec_i32(array: &Array) -> Result<Vec<i32>> {
 /// Waits for a scheduled float32 `array` and copies it, without touching any stream.
 ///
 /// # Errors
-/// [`KernelError::Dtype`] if it is not float32, and as [`wait`] and [`data_ptr`].
+/// [`KernelError::Dtype`] if it is not float32, and [`KernelError::Mlx`] as [`wait`] or if it is not in row order.
 #[track_caller]
 pub fn to_vec_f32(array: &Array) -> Result<Vec<f32>> {
     to_vec("to_vec_f32", array, Dtype::Float32, "float32")

@@ -265,5 +265,10 @@ fn rope_and_cache_writes_in_place_and_refuses_what_does_not_fit() {
     };
     assert!(refused(run(&narrow, &layer.slots)).contains("qkv"));
     assert!(refused(run(&qkv, &[1, 2])).contains("slot_mapping"));
-    assert!(refused(run(&qkv, &[1, 2, 128])).contains("slot 128 is not in a cache of 128 slots"));
+    let outside = run(&qkv, &[1, 2, 128]);
+    if support::reports_values() {
+        assert!(refused(outside).contains("slot 128 is not in a cache of 128 slots"));
+    } else {
+        assert_eq!(outside.expect("the token is skipped"), before);
+    }
 }

@@ -87,7 +87,13 @@ fn linear_keeps_leading_axes_and_dtype_and_takes_any_strides() {
     };
     let y = linear(&x, &weight.t(), None).expect("fits");
     assert_eq!(y.shape(), &[2, 3, 7]);
-    assert_eq!(f32s(&y), expected);
+    if support::is_cpu() {
+        assert_eq!(f32s(&y), expected);
+    } else {
+        // A GPU's product of other strides is another one.
+        let expected: Vec<f64> = expected.iter().copied().map(f64::from).collect();
+        assert_close("linear of a transpose", &f32s(&y), &expected, &[1e-5]);
+    }
     let half = x.as_dtype(Dtype::Bfloat16).expect("cast");
     let y = linear(&half, &weight.t(), None).expect("fits");
     assert_eq!(y.dtype(), Dtype::Bfloat16);
@@ -97,11 +103,38 @@ fn linear_keeps_leading_axes_and_dtype_and_takes_any_strides() {
 fn paged_attention_is_close_to_its_reference() {
     let mut random = Random::new(3);
     for dtype in FLOATS {
-        for case in support::paged_attention_cases::cases() {
-            let batch = Batch::new(&case, dtype, &mut random);
+        for (index, case) in support::paged_attention_cases::cases().iter().enumerate() {
+            // Emulation takes its time: there each case has one dtype.
+            if cfg!(feature = "emulation") && FLOATS[index % FLOATS.len()] != dtype {
+                continue;
+            }
+            let batch = Batch::new(case, dtype, &mut random);
             let what = format!("paged_attention {dtype:?} {case:?}");
             let out = batch.attend(&batch.query, &batch.all()).expect(&what);
             assert_close(&what, &out, &batch.reference(), &[5e-6]);
+        }
+    }
+}
+
+/// Activations of the cache's dtype: what a GPU's matrix units take. The result is rounded to it.
+#[test]
+fn paged_attention_takes_activations_of_two_bytes() {
+    let mut random = Random::new(40);
+    for (dtype, ulp) in [
+        (Dtype::Bfloat16, 1.0 / 128.0),
+        (Dtype::Float16, 1.0 / 1024.0),
+    ] {
+        for case in support::paged_attention_cases::cases() {
+            if case.head_dim % 8 != 0 || case.num_heads == 64 {
+                continue;
+            }
+            let batch = Batch::new(&case, dtype, &mut random).rounded_queries();
+            let what = format!("paged_attention {dtype:?} {case:?}");
+            let out = batch
+                .attend_as(dtype, &batch.query, &batch.all())
+                .expect(&what);
+            // Weights and results are rounded to the dtype, both below 1.
+            assert_close(&what, &out, &batch.reference(), &[1.5 * ulp]);
         }
     }
 }

@@ -6,7 +6,7 @@
 
 pub mod admission;
 
-use metal_rpc_kernels::{AttentionMetadata, KernelError};
+use metal_rpc_kernels::{AttentionMetadata, KernelError, upload};
 use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 
@@ -51,19 +51,18 @@ impl InputBatch {
                 .zip(&layout.positions[first_token..])
                 .map(|(handle, position)| token_table.slot(handle, position.cast_unsigned()))
                 .collect();
-            token_ids.push(token_table.gather(&array(&slots))?);
+            token_ids.push(token_table.gather(&array(&slots)?)?);
         }
         let token_ids = match <[Array; 1]>::try_from(token_ids) {
             Ok([token_ids]) => token_ids,
             Err(token_ids) => concatenate(&token_ids, 0)?,
         };
-        Ok(layout.finish(token_ids))
+        layout.finish(token_ids)
     }
 }
 
-fn array(values: &[i32]) -> Array {
-    let len = i32::try_from(values.len()).expect("a forward's size is limited");
-    Array::from_slice(values, &[len])
+fn array(values: &[i32]) -> Result<Array, KernelError> {
+    upload(values, &[to_i32(values.len())])
 }
 
 /// The arrays of a forward, growing row by row.
@@ -109,28 +108,35 @@ impl Layout {
         }
     }
 
-    fn finish(mut self, token_ids: Array) -> InputBatch {
+    fn finish(mut self, token_ids: Array) -> Result<InputBatch, KernelError> {
         self.query_start_loc.push(to_i32(self.positions.len()));
-        let query_start_loc = array(&self.query_start_loc);
-        let seq_lens = array(&self.seq_lens);
-        let groups = self.groups.iter().map(|group| GroupInput {
-            slot_mapping: array(&group.slot_mapping),
-            attention: AttentionMetadata {
-                block_table: group.block_table(&self.num_blocks),
-                query_start_loc: query_start_loc.clone(),
-                seq_lens: seq_lens.clone(),
-            },
-        });
-        let logits_indices = (!self.logits_indices.is_empty()).then(|| array(&self.logits_indices));
-        InputBatch {
+        let query_start_loc = array(&self.query_start_loc)?;
+        let seq_lens = array(&self.seq_lens)?;
+        let group = |group: &GroupLayout| {
+            Ok(GroupInput {
+                slot_mapping: array(&group.slot_mapping)?,
+                attention: AttentionMetadata {
+                    block_table: group.block_table(&self.num_blocks)?,
+                    query_start_loc: query_start_loc.clone(),
+                    seq_lens: seq_lens.clone(),
+                },
+            })
+        };
+        let groups = self.groups.iter().map(group);
+        let groups = groups.collect::<Result<_, KernelError>>()?;
+        let logits_indices = match self.logits_indices.as_slice() {
+            [] => None,
+            indices => Some(array(indices)?),
+        };
+        Ok(InputBatch {
             num_tokens: u32::try_from(self.positions.len()).expect("a forward's size is limited"),
             input: ForwardInput {
                 token_ids,
-                positions: array(&self.positions),
-                groups: groups.collect(),
+                positions: array(&self.positions)?,
+                groups,
             },
             logits_indices,
-        }
+        })
     }
 }
 
@@ -151,7 +157,7 @@ impl GroupLayout {
     }
 
     /// `[num_reqs, max_blocks]`, for rows of `num_blocks` blocks.
-    fn block_table(&self, num_blocks: &[usize]) -> Array {
+    fn block_table(&self, num_blocks: &[usize]) -> Result<Array, KernelError> {
         let max_blocks = num_blocks.iter().copied().max().unwrap_or(0);
         let mut table = Vec::with_capacity(num_blocks.len() * max_blocks);
         let mut rest = self.blocks.as_slice();
@@ -161,7 +167,7 @@ impl GroupLayout {
             table.extend_from_slice(row);
             table.resize(table.len() + max_blocks - num_blocks, 0);
         }
-        Array::from_slice(&table, &[to_i32(num_blocks.len()), to_i32(max_blocks)])
+        upload(&table, &[to_i32(num_blocks.len()), to_i32(max_blocks)])
     }
 }
 

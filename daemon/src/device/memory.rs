@@ -42,10 +42,16 @@ impl MemoryBudget {
     /// If the operating system does not say how much there is.
     pub fn of_this_machine(fraction: f64) -> std::io::Result<Self> {
         let total_bytes = physical_memory()?.min(control_group_limit().unwrap_or(u64::MAX));
-        Ok(Self {
+        Ok(Self::of(total_bytes, fraction))
+    }
+
+    /// `fraction` (0 to 1) of a device's memory.
+    #[must_use]
+    pub fn of(total_bytes: u64, fraction: f64) -> Self {
+        Self {
             total_bytes,
             limit_bytes: share(total_bytes, fraction),
-        })
+        }
     }
 
     /// What a session may have for its cache, given what weights and others take.

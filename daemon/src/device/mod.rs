@@ -27,8 +27,8 @@ pub enum DeviceError {
     /// Not one of the names.
     #[error("device must be cpu or gpu, but is {0:?}")]
     Unknown(String),
-    /// The kernels have no version for it.
-    #[error("this build has no GPU kernels; set VLLM_MLX_DEVICE=cpu or pass --device cpu")]
+    /// MLX has none, or cannot ask it.
+    #[error("MLX finds no GPU that it can use; set VLLM_MLX_DEVICE=cpu or pass --device cpu")]
     NoGpu,
 }
 
@@ -38,17 +38,28 @@ impl Device {
     /// # Errors
     /// [`DeviceError::NoGpu`].
     pub fn select(self) -> Result<(), DeviceError> {
-        match self {
-            Self::Cpu => {
-                mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
-                Ok(())
+        let device = match self {
+            Self::Cpu => mlx_rs::Device::cpu(),
+            Self::Gpu => {
+                gpu_memory_bytes()?;
+                mlx_rs::Device::gpu()
             }
-            Self::Gpu => Err(DeviceError::NoGpu),
+        };
+        mlx_rs::Device::set_default(&device);
+        Ok(())
+    }
+
+    /// Its memory; `None` for that of the machine.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoGpu`].
+    pub fn own_memory_bytes(self) -> Result<Option<u64>, DeviceError> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Gpu => gpu_memory_bytes().map(Some),
         }
     }
-}
 
-impl Device {
     /// MLX's name of it.
     #[must_use]
     pub fn mlx(self) -> DeviceType {
@@ -57,6 +68,11 @@ impl Device {
             Self::Gpu => DeviceType::Gpu,
         }
     }
+}
+
+fn gpu_memory_bytes() -> Result<u64, DeviceError> {
+    let known = metal_rpc_kernels::gpu_memory_bytes().ok().flatten();
+    known.ok_or(DeviceError::NoGpu)
 }
 
 impl FromStr for Device {
@@ -77,5 +93,19 @@ impl fmt::Display for Device {
             Self::Cpu => "cpu",
             Self::Gpu => "gpu",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_refused() {
+        let known = metal_rpc_kernels::gpu_memory_bytes().expect("MLX can say");
+        match known {
+            Some(bytes) => assert_eq!(Device::Gpu.own_memory_bytes(), Ok(Some(bytes))),
+            None => assert_eq!(Device::Gpu.select(), Err(DeviceError::NoGpu)),
+        }
     }
 }

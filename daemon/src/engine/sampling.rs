@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use metal_rpc_kernels::{download, upload};
 use metal_rpc_protocol::{ErrorCode, GrammarBitmask, Sample};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -185,9 +186,11 @@ fn draw(
         });
         slots.push(table.slot(row.handle, row.num_tokens));
     }
-    let sampled = sampler::sample(logits, &rows, table.array(), mode)?;
+    let mut sampled = sampler::sample(logits, &rows, table.array(), mode)?;
     let len = i32::try_from(slots.len()).expect("a step's size is limited");
-    table.write(&sampled.token_ids, &Array::from_slice(&slots, &[len]))?;
+    table.write(&sampled.token_ids, &upload(&slots, &[len])?)?;
+    // The reply thread reads it.
+    sampled.token_ids = download(&sampled.token_ids)?;
     Ok(sampled)
 }
 

@@ -80,6 +80,16 @@ impl Batch {
         query: &[f32],
         requests: &[(usize, usize, usize)],
     ) -> Result<Vec<f32>, KernelError> {
+        self.attend_as(Dtype::Float32, query, requests)
+    }
+
+    /// As `attend`, with queries of another dtype.
+    pub(crate) fn attend_as(
+        &self,
+        dtype: Dtype,
+        query: &[f32],
+        requests: &[(usize, usize, usize)],
+    ) -> Result<Vec<f32>, KernelError> {
         let case = &self.case;
         let row = case.num_heads * case.head_dim;
         let (table, starts, seq_lens) = self.metadata(requests);
@@ -96,6 +106,7 @@ impl Batch {
             sinks: case.sinks.then(|| array(&self.sinks, &[case.num_heads])),
         };
         let query = array(query, &[query.len() / row, case.num_heads, case.head_dim]);
+        let query = query.as_dtype(dtype)?;
         let out = paged_attention(
             &query,
             &self.key_cache,
@@ -104,6 +115,13 @@ impl Batch {
             &params,
         )?;
         Ok(f32s(&out))
+    }
+
+    /// The same with queries that the cache's dtype can hold.
+    pub(crate) fn rounded_queries(mut self) -> Self {
+        let len = self.query.len();
+        (_, self.query) = rounded(&self.query, &[len], self.key_cache.dtype());
+        self
     }
 
     /// All requests of the case, as `attend` takes them.

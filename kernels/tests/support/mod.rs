@@ -14,6 +14,17 @@ use mlx_rs::{Array, Dtype};
 /// The dtypes that weights and caches may have.
 pub(crate) const FLOATS: [Dtype; 3] = [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16];
 
+/// Whether MLX's operations run on the CPU.
+pub(crate) fn is_cpu() -> bool {
+    let device = mlx_rs::Device::try_default().and_then(|device| device.get_type());
+    matches!(device, Ok(mlx_rs::DeviceType::Cpu))
+}
+
+/// Whether values out of range fail the evaluation: a GPU's kernels skip them.
+pub(crate) fn reports_values() -> bool {
+    is_cpu() && !cfg!(feature = "emulation")
+}
+
 /// Seed of all random numbers: `KERNELS_SEED`, or a fixed one.
 pub(crate) fn seed() -> u64 {
     std::env::var("KERNELS_SEED").map_or(0x5eed, |text| {
@@ -27,6 +38,11 @@ pub(crate) struct Random(u64);
 impl Random {
     pub(crate) fn new(stream: u64) -> Self {
         Self(seed() ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// The same numbers whatever `KERNELS_SEED` says.
+    pub(crate) fn of_seed(seed: u64) -> Self {
+        Self(seed)
     }
 
     pub(crate) fn bits(&mut self) -> u64 {
@@ -84,6 +100,8 @@ pub(crate) fn rounded(values: &[f32], shape: &[usize], dtype: Dtype) -> (Array, 
 
 /// Evaluates, and reads as f32.
 pub(crate) fn f32s(array: &Array) -> Vec<f32> {
+    // By itself: on a GPU MLX's cast does not know of memory that is written in place.
+    array.eval().expect("evaluates");
     let array = array.as_dtype(Dtype::Float32).expect("cast");
     array.eval().expect("evaluates");
     to_vec_f32(&array).expect("reads")

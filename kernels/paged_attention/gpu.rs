@@ -1,0 +1,244 @@
+//! Attention over the paged cache on a GPU: by tiles of queries where requests have several of them,
+//! else by pieces of 256 keys, each a threadgroup, and their merging.
+
+use mlx_rs::{Array, Dtype};
+
+use super::{AttentionMetadata, AttentionParams, native::PagedAttention};
+use crate::{
+    element::FloatType,
+    error::{KernelError, Result},
+    ffi::Output,
+    gpu::{Launch, Scalar, dialect_source, groups_of, int, word},
+};
+
+/// Keys of a piece: `PIECE` in rows.kh.
+const PIECE: i32 = 256;
+
+/// Head sizes are compiled in steps of this.
+const CHUNK: i32 = 64;
+
+const THREADS: i32 = 128;
+
+const REQUEST: &std::ffi::CStr = dialect_source!("request.kh");
+
+/// What goes into the kernel, as the safe face has checked it.
+pub(super) struct Inputs<'a> {
+    pub(super) query: &'a Array,
+    pub(super) x_type: FloatType,
+    pub(super) caches: [&'a Array; 2],
+    pub(super) metadata: &'a AttentionMetadata,
+}
+
+/// The attention, like the query.
+pub(super) fn paged_attention(
+    inputs: &Inputs<'_>,
+    params: &AttentionParams,
+    node: PagedAttention,
+) -> Result<Array> {
+    let head_dim = int(node.head_dim);
+    let Some(chunks) = ["1", "2", "4"]
+        .into_iter()
+        .zip([1, 2, 4])
+        .find(|(_, chunks)| head_dim <= chunks * CHUNK)
+    else {
+        return Err(KernelError::Value {
+            kernel: "paged_attention",
+            argument: "head_dim",
+            rule: "at most 256 on a GPU",
+        });
+    };
+    if tiles_pay(inputs, &node) {
+        return tiles(inputs, params, &node, chunks.0);
+    }
+    let longest = int(node.max_blocks * node.block_size);
+    let num_pieces = groups_of(longest, PIECE).max(1);
+    let (out, partial) = rows(inputs, params, &node, (chunks, num_pieces))?;
+    if num_pieces == 1 {
+        return Ok(out);
+    }
+    merge(inputs, params, &node, &partial, num_pieces)
+}
+
+/// The arrays that both ways of attending read. What is absent is not read, but needs an array.
+fn arrays<'a>(inputs: &Inputs<'a>, params: &'a AttentionParams) -> [&'a Array; 7] {
+    let AttentionMetadata {
+        block_table,
+        query_start_loc,
+        seq_lens,
+    } = inputs.metadata;
+    [
+        inputs.query,
+        inputs.caches[0],
+        inputs.caches[1],
+        block_table,
+        query_start_loc,
+        seq_lens,
+        params.sinks.as_ref().unwrap_or(seq_lens),
+    ]
+}
+
+/// Rows of a tile: `ROWS` in tiles.kh.
+const TILE: i32 = 64;
+
+/// Whether requests have several queries on average, and the matrix units take their type.
+fn tiles_pay(inputs: &Inputs<'_>, node: &PagedAttention) -> bool {
+    let num_reqs = inputs.metadata.seq_lens.dim(0);
+    inputs.query.dim(0) >= 2 * num_reqs.max(1)
+        && inputs.x_type != FloatType::F32
+        && inputs.x_type == node.cache
+        && node.head_dim.is_multiple_of(8)
+        && int(node.num_heads / node.num_kv_heads) <= TILE
+}
+
+/// The attention by tiles of queries.
+fn tiles(
+    inputs: &Inputs<'_>,
+    params: &AttentionParams,
+    node: &PagedAttention,
+    chunks: &'static str,
+) -> Result<Array> {
+    let query = inputs.query;
+    let (num_tokens, num_reqs) = (query.dim(0), inputs.metadata.seq_lens.dim(0));
+    let tokens_of_tile = TILE / int(node.num_heads / node.num_kv_heads);
+    let shape = shape_scalars(inputs.metadata, node);
+    let constants = [&[num_tokens.into()], &shape[..], &rule_scalars(node)].concat();
+    let launch = Launch {
+        kernel: "attention_tiles",
+        sources: &[REQUEST, dialect_source!("tiles.kh")],
+        words: &[("X", word(inputs.x_type)), ("CHUNKS", chunks)],
+        scalars: &constants,
+        groups: [
+            num_tokens / tokens_of_tile + num_reqs.max(1),
+            int(node.num_kv_heads),
+            1,
+        ],
+        threads: THREADS,
+        ordered_by: Some(1),
+    };
+    let output = Output::Fresh {
+        shape: query.shape(),
+        dtype: query.dtype(),
+    };
+    let [out] = launch.add(&arrays(inputs, params), [output])?;
+    Ok(out)
+}
+
+/// The attention if there is one piece, and the pieces if there are more.
+fn rows(
+    inputs: &Inputs<'_>,
+    params: &AttentionParams,
+    node: &PagedAttention,
+    ((chunks_word, chunks), num_pieces): ((&'static str, i32), i32),
+) -> Result<(Array, Array)> {
+    let query = inputs.query;
+    let group = int(node.num_heads / node.num_kv_heads);
+    // More would not fit the registers.
+    let (heads_word, heads) = match group {
+        1 => ("1", 1),
+        _ if chunks == 4 || group == 2 => ("2", 2),
+        _ => ("4", 4),
+    };
+    let shape = shape_scalars(inputs.metadata, node);
+    let constants = [&shape[..], &[num_pieces.into()], &rule_scalars(node)].concat();
+    let launch = Launch {
+        kernel: "attention_rows",
+        sources: &[REQUEST, dialect_source!("rows.kh")],
+        words: &[
+            ("X", word(inputs.x_type)),
+            ("C", word(node.cache)),
+            ("CHUNKS", chunks_word),
+            ("HEADS", heads_word),
+            (
+                "WHOLE",
+                if node.head_dim.is_multiple_of(8) {
+                    "1"
+                } else {
+                    "0"
+                },
+            ),
+        ],
+        scalars: &constants,
+        groups: [
+            num_pieces,
+            int(node.num_kv_heads) * groups_of(group, heads),
+            query.dim(0),
+        ],
+        threads: THREADS,
+        ordered_by: Some(1),
+    };
+    // One of the two stays empty, but every parameter of a kernel needs an array.
+    let is_whole = num_pieces == 1;
+    let width = query.dim(0) * int(node.num_heads) * num_pieces;
+    let pieces_shape = [if is_whole { 1 } else { width }, int(node.head_dim) + 2];
+    let out_shape = if is_whole { query.shape() } else { &[1] };
+    let [out, partial] = launch.add(
+        &arrays(inputs, params),
+        [
+            Output::Fresh {
+                shape: out_shape,
+                dtype: query.dtype(),
+            },
+            Output::Fresh {
+                shape: &pieces_shape,
+                dtype: Dtype::Float32,
+            },
+        ],
+    )?;
+    Ok((out, partial))
+}
+
+/// What the arrays look like.
+fn shape_scalars(metadata: &AttentionMetadata, node: &PagedAttention) -> [Scalar; 7] {
+    [
+        metadata.seq_lens.dim(0).into(),
+        int(node.max_blocks).into(),
+        int(node.num_blocks).into(),
+        int(node.block_size).into(),
+        int(node.num_heads).into(),
+        int(node.num_kv_heads).into(),
+        int(node.head_dim).into(),
+    ]
+}
+
+/// How the layer attends.
+fn rule_scalars(node: &PagedAttention) -> [Scalar; 4] {
+    let window = node.sliding_window.unwrap_or(0);
+    [
+        i32::try_from(window).unwrap_or(i32::MAX).into(),
+        node.scale.into(),
+        node.soft_cap.unwrap_or(0.0).into(),
+        i32::from(node.has_sinks).into(),
+    ]
+}
+
+/// The attention from its pieces.
+fn merge(
+    inputs: &Inputs<'_>,
+    params: &AttentionParams,
+    node: &PagedAttention,
+    partial: &Array,
+    num_pieces: i32,
+) -> Result<Array> {
+    let query = inputs.query;
+    let launch = Launch {
+        kernel: "attention_merge",
+        sources: &[REQUEST, dialect_source!("merge.kh")],
+        words: &[("X", word(inputs.x_type))],
+        scalars: &[
+            int(node.num_heads).into(),
+            int(node.head_dim).into(),
+            num_pieces.into(),
+            i32::from(node.has_sinks).into(),
+        ],
+        groups: [int(node.num_heads), query.dim(0), 1],
+        threads: THREADS,
+        ordered_by: None,
+    };
+    let sinks = params.sinks.as_ref().unwrap_or(partial);
+    let output = Output::Fresh {
+        shape: query.shape(),
+        dtype: query.dtype(),
+    };
+    let [out] = launch.add(&[partial, sinks], [output])?;
+    Ok(out)
+}

@@ -1,0 +1,31 @@
+//! The gate of a gated MLP on a GPU.
+
+use mlx_rs::Array;
+
+use crate::{
+    element::FloatType,
+    error::Result,
+    ffi::Output,
+    gpu::{Launch, dialect_source, groups_of, int, word},
+};
+
+/// `gate_up` `[.., 2 * intermediate]` -> `shape`, which is `[.., intermediate]`.
+pub(super) fn silu_mul(gate_up: &Array, x_type: FloatType, shape: &[i32]) -> Result<Array> {
+    let total = int(gate_up.size() / 2);
+    let intermediate = shape.last().copied().unwrap_or(0);
+    let launch = Launch {
+        kernel: "silu_mul",
+        sources: &[dialect_source!("kernel.kh")],
+        words: &[("X", word(x_type))],
+        scalars: &[intermediate.into(), total.into()],
+        groups: [groups_of(total, 256), 1, 1],
+        threads: 256,
+        ordered_by: None,
+    };
+    let output = Output::Fresh {
+        shape,
+        dtype: gate_up.dtype(),
+    };
+    let [y] = launch.add(&[gate_up], [output])?;
+    Ok(y)
+}
