@@ -74,7 +74,7 @@ def submit(session: Session, step: m.Exec, generation: int = 0) -> Step:
 
 
 def wait(step: Step) -> Any:
-    return step.future.result(10)
+    return step.future.result()
 
 
 def until(condition: Any) -> None:

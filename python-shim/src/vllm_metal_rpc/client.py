@@ -3,7 +3,7 @@
 A connection is used by two threads. The engine's main thread sends steps on it directly, because
 handing each frame to another thread would cost two thread switches and a wait for the GIL. The
 I/O thread receives. ZeroMQ sockets are not thread-safe, so every call on one is made under a
-lock, and the I/O thread waits on the socket's file descriptor, never inside the socket.
+lock, and who receives waits on the socket's file descriptor, never inside the socket.
 
 That descriptor is edge-triggered, and *any* call on the socket may consume the edge. Hence the
 rule: whoever has called `send` looks at `EVENTS` before it lets go of the lock, and wakes the I/O
@@ -12,7 +12,7 @@ thread if there is something to read.
 # Invariants
 - A connection is opened once and never reconnects: a routing id that outlives its peer would reach
   another daemon with this one's session.
-- `receive` is called by one thread only.
+- `receive` is called by one thread at a time.
 """
 
 import contextlib

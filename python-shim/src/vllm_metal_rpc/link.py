@@ -47,7 +47,7 @@ class Lease:
 class Link:
     """A session as one daemon process knows it.
 
-    `send` may be called by any thread, everything else by the I/O thread alone.
+    Any thread may call `send`, one at a time `receive`, the I/O thread alone everything else.
     """
 
     def __init__(self, connection: Connection, waker: Waker, closing: threading.Event) -> None:
@@ -126,6 +126,23 @@ class Link:
                 raise ProtocolViolation(
                     f"{type(request).__name__} was answered by {type(reply).__name__}"
                 )
+
+    def repeat(self, request: Message, before: Message) -> None:
+        """Says to a new daemon what the last one has answered with `before`.
+
+        Raises:
+            ProtocolViolation: The model's cache has another format now, and vLLM cannot follow.
+        """
+        reply = self.exchange(request, type(before))
+        if (
+            isinstance(reply, messages.ModelLoaded)
+            and isinstance(before, messages.ModelLoaded)
+            and reply.kv_cache_specs != before.kv_cache_specs
+        ):
+            raise ProtocolViolation(
+                "the daemon came back with another KV-cache format for the same model; restart "
+                "this frontend"
+            )
 
     def receive(self) -> tuple[Message, int] | None:
         """Receives one message; keeps the lease while there is none.

@@ -1,6 +1,7 @@
 """The session with the daemon, across the daemon's restarts.
 
-One I/O thread opens the session and receives; the engine's main thread calls the public methods.
+One I/O thread opens the session and receives; the engine's main thread calls the public methods,
+and receives itself while it waits for a step (`receiving.py`).
 
 # Recovery
 A lost connection (the daemon died, was upgraded, or forgot us) does not fail anything at first.
@@ -40,6 +41,7 @@ from vllm_metal_rpc.errors import (
 )
 from vllm_metal_rpc.link import Closing, Link
 from vllm_metal_rpc.messages import Message, StepResult
+from vllm_metal_rpc.receiving import Receiving, StepFuture
 
 logger = logging.getLogger("vllm.metal_rpc")
 
@@ -95,13 +97,13 @@ class Step:
 
     Attributes:
         finish: Turns the answer into the future's result.
-        future: Resolved once, by the I/O thread.
+        future: Resolved once.
         seq: Number of its `Exec`; 0 if it was never sent.
         sample_seq: Number of its `Sample`; 0 if there is none.
     """
 
     finish: Callable[[StepReply], Any]
-    future: Future[Any] = field(default_factory=Future)
+    future: Future[Any]
     seq: int = 0
     sample_seq: int = 0
 
@@ -122,6 +124,7 @@ class Session:
         self._options = options
         self._waker = Waker()
         self._closing = threading.Event()
+        self._receiving = Receiving()
         self._opened: Future[messages.Welcome] = Future()
         self._thread = threading.Thread(target=self._run, name="metal-rpc-io", daemon=True)
         self._lock = threading.Lock()
@@ -168,9 +171,9 @@ class Session:
         Args:
             request: The message.
             generation: The generation in which it was scheduled.
-            finish: Turns the answer into the future's result. Runs in the I/O thread.
+            finish: Turns the answer into the future's result, in the thread that receives it.
         """
-        step = Step(finish)
+        step = Step(finish, StepFuture(self._receive_until_done))
         with self._lock:
             failure, current = self._failure, self._generation
             if failure is None and generation == current:
@@ -178,6 +181,7 @@ class Session:
                     step.seq = self._link.send(request)
                 self._has_stepped = True
                 self._steps.append(step)
+                self._receiving.step_left()
                 return step
         if failure is not None:
             step.future.set_exception(failure)
@@ -203,8 +207,19 @@ class Session:
         """Says Goodbye if there is somebody to hear it, and ends the I/O thread."""
         self._closing.set()
         self._waker.wake()
+        self._receiving.wake()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_TIMEOUT_S)
+
+    def _receive_until_done(self, future: Future[Any]) -> None:
+        def receive() -> bool:
+            link = self._link
+            if link is None:
+                return False
+            self._receive(link)
+            return True
+
+        self._receiving.receive_until_done(future, receive)
 
     # ---- The I/O thread ----
 
@@ -269,7 +284,7 @@ class Session:
                 )
             )
             for entry in self._answered_set_ups():
-                _repeat(link, entry)
+                link.repeat(entry.request, cast(Message, entry.reply))
         except BaseException:
             link.close()
             raise
@@ -300,9 +315,12 @@ class Session:
         """Receives until the connection is lost or the session is to be closed."""
         while True:
             self._run_set_ups(link)
-            received = link.receive()
-            if received is not None:
-                self._deliver(*received)
+            self._receiving.receive_if_nobody_does(lambda: self._receive(link))
+
+    def _receive(self, link: Link) -> None:
+        received = link.receive()
+        if received is not None:
+            self._deliver(*received)
 
     def _run_set_ups(self, link: Link) -> None:
         """Sends the set-up messages that no daemon has answered yet."""
@@ -380,19 +398,3 @@ class Session:
             logger.error("The session with the daemon has failed: %s", error)
             if callback is not None:
                 callback()
-
-
-def _repeat(link: Link, entry: _SetUp) -> None:
-    """Says to a new daemon what the last one has agreed to.
-
-    Raises:
-        ProtocolViolation: The model's cache has another format now, and vLLM cannot follow.
-    """
-    reply = link.exchange(entry.request, entry.expected)
-    if isinstance(reply, messages.ModelLoaded):
-        before = cast(messages.ModelLoaded, entry.reply)
-        if reply.kv_cache_specs != before.kv_cache_specs:
-            raise ProtocolViolation(
-                "the daemon came back with another KV-cache format for the same model; restart "
-                "this frontend"
-            )
