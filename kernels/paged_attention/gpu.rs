@@ -1,5 +1,5 @@
 //! Attention over the paged cache on a GPU: by tiles of queries where requests have several of them,
-//! else by pieces of 256 keys, each a threadgroup, and their merging.
+//! else by pieces of the context, each a threadgroup, and their merging.
 
 use mlx_rs::{Array, Dtype};
 
@@ -11,8 +11,14 @@ use crate::{
     gpu::{Launch, Scalar, dialect_source, groups_of, int, word},
 };
 
-/// Keys of a piece: `PIECE` in rows.kh.
-const PIECE: i32 = 256;
+/// Fewest keys of a piece: a shorter one is not worth its merging.
+const MIN_PIECE: i32 = 256;
+
+/// Pieces end at multiples of this, the keys that a threadgroup takes at once.
+const PIECE_STEP: i32 = 64;
+
+/// Threadgroups that keep a large GPU busy.
+const ENOUGH_GROUPS: i32 = 512;
 
 /// Head sizes are compiled in steps of this.
 const CHUNK: i32 = 64;
@@ -50,13 +56,58 @@ pub(super) fn paged_attention(
     if tiles_pay(inputs, &node) {
         return tiles(inputs, params, &node, chunks.0);
     }
-    let longest = int(node.max_blocks * node.block_size);
-    let num_pieces = groups_of(longest, PIECE).max(1);
-    let (out, partial) = rows(inputs, params, &node, (chunks, num_pieces))?;
-    if num_pieces == 1 {
+    let heads = Heads::new(&node, chunks.1);
+    let pieces = Pieces::new(&node, inputs.query.dim(0) * heads.groups);
+    let (out, partial) = rows(inputs, params, &node, (chunks.0, heads, pieces))?;
+    if pieces.count == 1 {
         return Ok(out);
     }
-    merge(inputs, params, &node, &partial, num_pieces)
+    merge(inputs, params, &node, &partial, pieces.count)
+}
+
+/// How the heads of a key head are shared out.
+#[derive(Clone, Copy)]
+struct Heads {
+    /// Of a threadgroup.
+    word: &'static str,
+    /// Threadgroups for one piece of one token.
+    groups: i32,
+}
+
+impl Heads {
+    fn new(node: &PagedAttention, chunks: i32) -> Self {
+        let group = int(node.num_heads / node.num_kv_heads);
+        // More would not fit the registers.
+        let (word, heads) = match group {
+            1 => ("1", 1),
+            _ if chunks == 4 || group == 2 => ("2", 2),
+            _ => ("4", 4),
+        };
+        Self {
+            word,
+            groups: int(node.num_kv_heads) * groups_of(group, heads),
+        }
+    }
+}
+
+/// How contexts are cut: the less, the more threadgroups there are without it.
+#[derive(Clone, Copy)]
+struct Pieces {
+    count: i32,
+    len: i32,
+}
+
+impl Pieces {
+    fn new(node: &PagedAttention, groups: i32) -> Self {
+        let longest = int(node.max_blocks * node.block_size).max(1);
+        let wanted = groups_of(ENOUGH_GROUPS, groups.max(1));
+        let count = wanted.clamp(1, groups_of(longest, MIN_PIECE));
+        let len = groups_of(groups_of(longest, count), PIECE_STEP) * PIECE_STEP;
+        Self {
+            count: groups_of(longest, len),
+            len,
+        }
+    }
 }
 
 /// The arrays that both ways of attending read. What is absent is not read, but needs an array.
@@ -128,26 +179,26 @@ fn rows(
     inputs: &Inputs<'_>,
     params: &AttentionParams,
     node: &PagedAttention,
-    ((chunks_word, chunks), num_pieces): ((&'static str, i32), i32),
+    (chunks, heads, pieces): (&'static str, Heads, Pieces),
 ) -> Result<(Array, Array)> {
     let query = inputs.query;
-    let group = int(node.num_heads / node.num_kv_heads);
-    // More would not fit the registers.
-    let (heads_word, heads) = match group {
-        1 => ("1", 1),
-        _ if chunks == 4 || group == 2 => ("2", 2),
-        _ => ("4", 4),
-    };
     let shape = shape_scalars(inputs.metadata, node);
-    let constants = [&shape[..], &[num_pieces.into()], &rule_scalars(node)].concat();
+    let count = [pieces.count.into()];
+    let constants = [
+        &shape[..],
+        &count,
+        &rule_scalars(node),
+        &[pieces.len.into()],
+    ]
+    .concat();
     let launch = Launch {
         kernel: "attention_rows",
         sources: &[REQUEST, dialect_source!("rows.kh")],
         words: &[
             ("X", word(inputs.x_type)),
             ("C", word(node.cache)),
-            ("CHUNKS", chunks_word),
-            ("HEADS", heads_word),
+            ("CHUNKS", chunks),
+            ("HEADS", heads.word),
             (
                 "WHOLE",
                 if node.head_dim.is_multiple_of(8) {
@@ -158,17 +209,13 @@ fn rows(
             ),
         ],
         scalars: &constants,
-        groups: [
-            num_pieces,
-            int(node.num_kv_heads) * groups_of(group, heads),
-            query.dim(0),
-        ],
+        groups: [pieces.count, heads.groups, query.dim(0)],
         threads: THREADS,
         ordered_by: Some(1),
     };
     // One of the two stays empty, but every parameter of a kernel needs an array.
-    let is_whole = num_pieces == 1;
-    let width = query.dim(0) * int(node.num_heads) * num_pieces;
+    let is_whole = pieces.count == 1;
+    let width = query.dim(0) * int(node.num_heads) * pieces.count;
     let pieces_shape = [if is_whole { 1 } else { width }, int(node.head_dim) + 2];
     let out_shape = if is_whole { query.shape() } else { &[1] };
     let [out, partial] = launch.add(
