@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from framework import models, prompts
 from framework.baseline import Baseline
@@ -77,20 +78,22 @@ def test_logprobs_of_smollm2_in_float32(
         told = _scores(results[0]["prompt_logprobs"][row]["logprobs"])
         told += [_scores(result["logprobs"])[row] for result in results]
         assert len(told) == len(expected)
-        for place, (own, best) in enumerate(told):
-            assert own == pytest.approx(
-                float(expected[place, (prompt[1:] + answer)[place]]), abs=LOGPROB_TOLERANCE
-            )
+        for place, (token_ids, logprobs) in enumerate(told):
+            what = f"prompt {row}, place {place}"
+            assert token_ids[0] == (prompt[1:] + answer)[place], what
+            theirs = expected[place, torch.tensor(token_ids)].tolist()
+            assert logprobs == pytest.approx(theirs, abs=LOGPROB_TOLERANCE), what
             top = expected[place].topk(NUM_TOP).values.tolist()
-            assert best == pytest.approx(top, abs=LOGPROB_TOLERANCE), f"prompt {row}, place {place}"
+            assert logprobs[1:] == pytest.approx(top, abs=LOGPROB_TOLERANCE), what
 
 
-def _scores(table: dict[str, Any]) -> list[tuple[float, list[float]]]:
-    """Of each row of a table: what its own token scores, and what the most likely ones do."""
+def _scores(table: dict[str, Any]) -> list[tuple[list[int], list[float]]]:
+    """The rows of a table: its own token and the most likely ones, and what they score."""
     columns = table["num_columns"]
-    values = table["logprobs"]
-    rows = [values[i : i + columns] for i in range(0, len(values), columns)]
-    return [(row[0], row[1:]) for row in rows]
+    cells = range(0, len(table["logprobs"]), columns)
+    return [
+        (table["token_ids"][i : i + columns], table["logprobs"][i : i + columns]) for i in cells
+    ]
 
 
 @pytest.mark.parametrize("name", models.TINY_LLAMAS)

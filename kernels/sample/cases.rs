@@ -5,7 +5,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use super::{
     LogprobsMode,
     native::{NO_TOKEN, Scratch},
-    params::{History, SampleBatch, SampleParams},
+    params::{History, SampleBatch, SampleParams, Span},
     reference,
 };
 
@@ -176,4 +176,60 @@ proptest! {
         case.logits[at] = f32::NAN;
         prop_assert_eq!(case.sample(&mut Scratch::default()), NO_TOKEN);
     }
+}
+
+/// Elements of the room for logits, for weights and for counts that a row made the sampler take.
+fn room_taken(params: &SampleParams) -> [usize; 3] {
+    let logits: Vec<f32> = (0..5000u16)
+        .map(|i| f32::from(i * 7 % 5000) / 500.0)
+        .collect();
+    let (lists, table) = ([1 << 5 | 1 << 9], [3, 4]);
+    let mut scratch = Scratch::default();
+    assert_ne!(scratch.sample(&logits, params, &lists, &table), NO_TOKEN);
+    let mode = LogprobsMode::RawLogprobs;
+    assert_eq!(scratch.scored(&logits, params, &lists, mode).len(), 5000);
+    scratch.room()
+}
+
+#[test]
+fn a_row_pays_for_nothing_that_it_does_not_ask_for() {
+    // Goal: a batch without a need pays for none of it. Method: the room that the work is done in
+    // starts empty. The cases that do ask for something are the canary: they take room.
+    let greedy = SampleParams {
+        temperature: 0.0,
+        ..SampleParams::default()
+    };
+    let check = |params: SampleParams, expected: [bool; 3]| {
+        assert_eq!(
+            room_taken(&params).map(|taken| taken > 0),
+            expected,
+            "{params:?}"
+        );
+    };
+    check(greedy, [false; 3]);
+    let filtered = SampleParams {
+        seed: 3,
+        top_k: 4,
+        top_p: 0.5,
+        min_p: 0.5,
+        num_logprobs: Some(5),
+        ..greedy
+    };
+    check(filtered, [false; 3]);
+
+    let bound = SampleParams {
+        grammar: Span { start: 0, len: 1 },
+        ..greedy
+    };
+    check(bound, [true, false, false]);
+    check(SampleParams::default(), [true, true, false]);
+    let penalized = SampleParams {
+        presence_penalty: 0.5,
+        history: History {
+            num_tokens: 2,
+            ..History::default()
+        },
+        ..greedy
+    };
+    check(penalized, [true, false, true]);
 }

@@ -286,4 +286,14 @@ impl Scratch {
         }
         &self.logits
     }
+
+    /// Elements of the room for logits, for weights and for counts.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> [usize; 3] {
+        [
+            self.logits.capacity(),
+            self.weights.capacity(),
+            self.counts.capacity(),
+        ]
+    }
 }
