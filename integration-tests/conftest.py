@@ -12,7 +12,7 @@ import pytest
 from framework import models
 from framework.baseline import Baseline
 from framework.client import Client
-from framework.daemon import Daemon, stopped_at_the_end
+from framework.daemon import Daemon, free_port, stopped_at_the_end, write_token
 from framework.reference import ReferenceModel
 from framework.server import Server
 
@@ -63,6 +63,20 @@ def make_folder() -> Iterator[FolderMaker]:
 def daemon(make_folder: FolderMaker) -> Iterator[Daemon]:
     """A daemon that outlives all tests; a test that ends it starts its own."""
     with Daemon(make_folder()) as running:
+        yield running
+        assert running.is_running(), f"a test has ended the daemon:\n{running.log()}"
+
+
+@pytest.fixture(scope="session")
+def remote_daemon(make_folder: FolderMaker) -> Iterator[Daemon]:
+    """A daemon that is reached through TCP, by whoever has its `METAL_RPC_TOKEN_FILE`."""
+    folder = make_folder()
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    variables = {
+        "METAL_RPC_TOKEN_FILE": str(write_token(folder)),
+        "XDG_RUNTIME_DIR": str(folder),
+    }
+    with Daemon(folder, "--allow-tcp", endpoint=endpoint, **variables) as running:
         yield running
         assert running.is_running(), f"a test has ended the daemon:\n{running.log()}"
 

@@ -1,6 +1,6 @@
 //! How the daemon is told what to do: flags over environment variables over defaults.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bench::flags::BenchCommand;
 use crate::device::{Device, DeviceError, MemoryBudget};
-use crate::endpoint::{Endpoint, EndpointError};
+use crate::endpoint::{Endpoint, EndpointError, TcpAccess};
 use crate::engine::EngineConfig;
 use crate::models::{Checkpoints, ModelError, ModelRoots};
 
@@ -42,6 +42,17 @@ pub enum Command {
 pub struct ServeFlags {
     #[command(flatten)]
     endpoint: EndpointFlags,
+    /// Whether to serve an endpoint of TCP: on the interface that it names, or on any.
+    #[arg(
+        long,
+        env = "METAL_RPC_ALLOW_TCP",
+        default_value = "no",
+        num_args = 0..=1,
+        default_missing_value = "named",
+        value_name = "no|named|any",
+        hide_possible_values = true
+    )]
+    allow_tcp: TcpAccess,
     #[command(flatten)]
     engine: EngineFlags,
     /// Seconds that a model stays in memory after its last frontend has left.
@@ -120,8 +131,15 @@ pub struct GenerateFlags {
 #[derive(Debug, Args)]
 struct EndpointFlags {
     /// Where frontends reach the daemon [default: a socket in the user's runtime directory].
-    #[arg(long, env = "METAL_RPC_ENDPOINT", value_name = "ipc://PATH")]
+    #[arg(
+        long,
+        env = "METAL_RPC_ENDPOINT",
+        value_name = "ipc://PATH|tcp://HOST:PORT"
+    )]
     endpoint: Option<String>,
+    /// File with the token of an endpoint of TCP, private to its owner.
+    #[arg(long, env = "METAL_RPC_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -184,8 +202,12 @@ impl ServeFlags {
     /// [`ConfigError`].
     pub fn resolve(&self) -> Result<Config, ConfigError> {
         let keep_alive = Duration::from_secs(self.model_keep_alive_s);
+        let endpoint = self.endpoint.resolve()?;
+        if let Endpoint::Tcp(address, _) = &endpoint {
+            address.check_served(self.allow_tcp)?;
+        }
         Ok(Config {
-            endpoint: self.endpoint.resolve()?,
+            endpoint,
             engine: EngineConfig {
                 model_roots: self.model_roots()?,
                 ..self.engine.resolve(keep_alive)?
@@ -216,6 +238,12 @@ impl StartFlags {
     pub fn endpoint(&self) -> Result<Endpoint, EndpointError> {
         self.endpoint.resolve()
     }
+
+    /// The file with the token, for the daemon to read too.
+    #[must_use]
+    pub fn token_file(&self) -> Option<&Path> {
+        self.endpoint.token_file()
+    }
 }
 
 impl StatusFlags {
@@ -240,9 +268,13 @@ impl GenerateFlags {
 
 impl EndpointFlags {
     fn resolve(&self) -> Result<Endpoint, EndpointError> {
-        self.endpoint
-            .as_ref()
-            .map_or_else(|| Ok(Endpoint::default_of_user()), |text| text.parse())
+        // An empty variable says nothing.
+        let text = self.endpoint.as_deref().filter(|text| !text.is_empty());
+        Endpoint::new(text, self.token_file())
+    }
+
+    fn token_file(&self) -> Option<&Path> {
+        self.token_file.as_deref()
     }
 }
 

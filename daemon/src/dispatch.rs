@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::engine::{EngineHandle, EngineMessage, EngineRequest, SessionUse};
 use crate::limits::{HEARTBEAT_MS, LEASE_MS, MAX_MESSAGES_QUEUED, MAX_SESSIONS};
 use crate::outbox::{self, Outbox};
-use crate::session::registry::Connection;
+use crate::session::registry::{Binding, Connection};
 use crate::session::{Registry, SessionId};
 use crate::socket::{Peer, SendReply, SocketReceiver};
 
@@ -55,12 +55,12 @@ pub struct Dispatcher<S> {
 impl<S: SendReply> Dispatcher<S> {
     /// A dispatcher without sessions.
     #[must_use]
-    pub fn new(info: DaemonInfo, engine: EngineHandle, socket: S) -> Self {
+    pub fn new(info: DaemonInfo, engine: EngineHandle, socket: S, binding: Binding) -> Self {
         Self {
             info,
             engine,
             socket,
-            registry: Registry::default(),
+            registry: Registry::new(binding),
             writers: JoinSet::new(),
             loose_replies: Arc::new(Semaphore::new(MAX_LOOSE_REPLIES)),
         }

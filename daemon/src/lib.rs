@@ -14,8 +14,9 @@
 //! | 7 | reply | [`reply`] | token ids to each frontend's result |
 //!
 //! Around it: [`kv_cache`] (paged cache and the wall between frontends), [`device`] (CPU or GPU,
-//! memory budget), [`endpoint`] (the private socket), [`outbox`] (bounded queues of replies),
-//! [`config`], [`limits`], [`server`] (`metald serve`), [`start`] (`metald start`), [`status`] (`metald status`), [`generate`]
+//! memory budget), [`endpoint`] (the private socket, or TCP with a token), [`tcp`] (the gate of a
+//! TCP endpoint), [`outbox`] (bounded queues of replies), [`config`], [`limits`], [`server`]
+//! (`metald serve`), [`start`] (`metald start`), [`status`] (`metald status`), [`generate`]
 //! (`metald generate`), [`bench`] (`metald bench`), [`telemetry`].
 
 pub mod socket;
@@ -47,4 +48,5 @@ pub mod outbox;
 pub mod server;
 pub mod start;
 pub mod status;
+pub mod tcp;
 pub mod telemetry;

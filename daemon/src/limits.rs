@@ -5,6 +5,12 @@ use metal_rpc_protocol::limits::{MAX_STEPS_IN_FLIGHT, MAX_TOKENS_PER_STEP};
 /// Sessions open at the same time.
 pub const MAX_SESSIONS: usize = 64;
 
+/// TCP connections that have not shown that they hold the token. More wait in the system's queue.
+pub const MAX_STRANGERS: usize = 16;
+
+/// TCP connections that have: one a session, and some of `metald status`.
+pub const MAX_GUESTS: usize = MAX_SESSIONS + 16;
+
 /// Messages of one session waiting for the engine: the steps that it may have in flight, each with
 /// its grammar, and as many that run nothing. A frontend that sends faster is refused.
 pub const MAX_MESSAGES_QUEUED: usize = 4 * MAX_STEPS_IN_FLIGHT;

@@ -8,9 +8,11 @@ use tracing::info;
 use crate::config::Config;
 use crate::device::DeviceError;
 use crate::dispatch::{DaemonInfo, Dispatcher};
-use crate::endpoint::EndpointError;
+use crate::endpoint::{Endpoint, EndpointError, TcpAddress, UnixEndpoint};
 use crate::engine::EngineHandle;
+use crate::session::registry::Binding;
 use crate::socket::{self, SocketError};
+use crate::tcp::Gate;
 
 /// Why the daemon does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,14 @@ pub enum ServeError {
     /// See [`SocketError`].
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The port cannot be had.
+    #[error("cannot listen on {address}: {error}")]
+    Tcp {
+        /// Where.
+        address: TcpAddress,
+        /// What the system said.
+        error: std::io::Error,
+    },
     /// The operating system refused.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -42,10 +52,18 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
 }
 
 async fn serve(config: &Config) -> Result<(), ServeError> {
-    let claim = config.endpoint.claim()?;
+    let (endpoint, binding) = match &config.endpoint {
+        Endpoint::Unix(endpoint) => (endpoint.clone(), Binding::Token),
+        Endpoint::Tcp(address, _) => (
+            UnixEndpoint::behind_gate(address.port()),
+            Binding::Connection,
+        ),
+    };
+    let claim = endpoint.claim()?;
     let engine = EngineHandle::start(config.engine.clone())?;
-    let (sender, receiver) = socket::bind(&config.endpoint).await?;
+    let (sender, receiver) = socket::bind(&endpoint).await?;
     claim.restrict()?;
+    open_gate(&config.endpoint, &endpoint).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = async {
@@ -66,10 +84,23 @@ async fn serve(config: &Config) -> Result<(), ServeError> {
         memory_bytes = config.engine.memory.limit_bytes,
         "serving"
     );
-    Dispatcher::new(info, engine, sender)
+    Dispatcher::new(info, engine, sender, binding)
         .run(receiver, stop)
         .await;
     info!("stopped");
+    Ok(())
+}
+
+/// Opens the way in from the network, if that is where frontends come from.
+async fn open_gate(endpoint: &Endpoint, socket: &UnixEndpoint) -> Result<(), ServeError> {
+    if let Endpoint::Tcp(address, token) = endpoint {
+        let gate = Gate::bind(address, token.clone(), socket).await;
+        let gate = gate.map_err(|error| ServeError::Tcp {
+            address: address.clone(),
+            error,
+        })?;
+        tokio::spawn(gate.run());
+    }
     Ok(())
 }
 

@@ -4,14 +4,15 @@
 
 use std::time::Duration;
 
-use tokio::net::UnixStream;
+use metal_rpc_protocol::auth::{AuthError, Exchange, Frame, NONCE_BYTES, Seal, Side, Token};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use zeromq::{
     DealerSocket, RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketRecv, SocketSend,
     ZmqError, ZmqMessage,
 };
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, UnixEndpoint};
 
 /// How long a reply may wait for a peer to read. Nobody but that peer's own writer waits.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,13 +34,35 @@ pub enum SocketError {
     #[error("cannot listen on {endpoint}: {error}")]
     Bind {
         /// Where.
-        endpoint: Endpoint,
+        endpoint: UnixEndpoint,
         /// What ZeroMQ said.
         error: ZmqError,
     },
     /// Nobody listens there.
     #[error("no metald listens on {0}; start one with `metald start` or `metald serve`")]
     NobodyListens(Endpoint),
+    /// The daemon does not let us in, or is not the one that it should be.
+    #[error("metald at {endpoint}: {error}")]
+    Auth {
+        /// Where.
+        endpoint: Endpoint,
+        /// Why.
+        error: AuthError,
+    },
+    /// The daemon says why it does not let us in.
+    #[error("metald at {endpoint} refuses: {reason}")]
+    Refused {
+        /// Where.
+        endpoint: Endpoint,
+        /// Its words.
+        reason: String,
+    },
+    /// The connection is not to be trusted any more.
+    #[error(transparent)]
+    BrokenSeal(#[from] AuthError),
+    /// There are no random numbers.
+    #[error("no random numbers: {0}")]
+    Random(getrandom::Error),
     /// The peer is gone.
     #[error("the peer is gone: {0}")]
     Send(ZmqError),
@@ -55,7 +78,7 @@ pub enum SocketError {
 ///
 /// # Errors
 /// [`SocketError::Bind`].
-pub async fn bind(endpoint: &Endpoint) -> Result<(SocketSender, SocketReceiver), SocketError> {
+pub async fn bind(endpoint: &UnixEndpoint) -> Result<(SocketSender, SocketReceiver), SocketError> {
     let mut socket = RouterSocket::new();
     let bound = socket.bind(&endpoint.to_string()).await;
     bound.map_err(|error| SocketError::Bind {
@@ -69,7 +92,7 @@ pub async fn bind(endpoint: &Endpoint) -> Result<(SocketSender, SocketReceiver),
 /// Sends one message to the daemon at `endpoint` and returns its answer.
 ///
 /// # Errors
-/// [`SocketError::NobodyListens`], [`SocketError::Send`], [`SocketError::Stuck`], [`SocketError::Closed`].
+/// [`SocketError`], but for `Bind`.
 pub async fn ask(endpoint: &Endpoint, message: Vec<u8>) -> Result<Vec<u8>, SocketError> {
     let exchange = async {
         let mut dealer = Dealer::connect(endpoint).await?;
@@ -82,22 +105,44 @@ pub async fn ask(endpoint: &Endpoint, message: Vec<u8>) -> Result<Vec<u8>, Socke
 }
 
 /// A frontend's end of a connection.
-pub struct Dealer(DealerSocket);
+pub struct Dealer {
+    socket: DealerSocket,
+    seals: Option<Seals>,
+}
+
+/// What both sides of a TCP connection say, sealed.
+struct Seals {
+    ours: Seal,
+    theirs: Seal,
+}
 
 impl Dealer {
-    /// Connects to the daemon at `endpoint`.
+    /// Connects to the daemon at `endpoint`; through TCP, both sides prove that they hold the token.
     ///
     /// # Errors
-    /// [`SocketError::NobodyListens`].
+    /// [`SocketError`], but for `Bind`.
     pub async fn connect(endpoint: &Endpoint) -> Result<Self, SocketError> {
         // ZeroMQ would go on trying; the operating system says at once that nobody listens.
-        if UnixStream::connect(endpoint.path()).await.is_err() {
+        let listens = match endpoint {
+            Endpoint::Unix(endpoint) => UnixStream::connect(endpoint.path()).await.is_ok(),
+            Endpoint::Tcp(address, _) => TcpStream::connect((address.host(), address.port()))
+                .await
+                .is_ok(),
+        };
+        if !listens {
             return Err(SocketError::NobodyListens(endpoint.clone()));
         }
         let mut socket = DealerSocket::new();
         let connected = socket.connect(&endpoint.to_string()).await;
         connected.map_err(|_| SocketError::NobodyListens(endpoint.clone()))?;
-        Ok(Self(socket))
+        let mut dealer = Self {
+            socket,
+            seals: None,
+        };
+        if let Endpoint::Tcp(_, token) = endpoint {
+            dealer.seals = Some(dealer.enter(endpoint, token).await?);
+        }
+        Ok(dealer)
     }
 
     /// Sends one message.
@@ -105,17 +150,67 @@ impl Dealer {
     /// # Errors
     /// [`SocketError::Send`].
     pub async fn send(&mut self, message: Vec<u8>) -> Result<(), SocketError> {
-        let sent = self.0.send(ZmqMessage::from(message)).await;
+        let message = match &mut self.seals {
+            Some(seals) => seals.ours.close(&message),
+            None => message,
+        };
+        let sent = self.socket.send(ZmqMessage::from(message)).await;
         sent.map_err(SocketError::Send)
     }
 
     /// The next message. Nothing is lost if this is dropped while it waits.
     ///
     /// # Errors
-    /// [`SocketError::Closed`].
+    /// [`SocketError::Closed`], [`SocketError::BrokenSeal`].
     pub async fn receive(&mut self) -> Result<Vec<u8>, SocketError> {
-        let message = self.0.recv().await.map_err(SocketError::Closed)?;
-        Ok(message.into_vec().concat())
+        let message = self.socket.recv().await.map_err(SocketError::Closed)?;
+        let frame = message.into_vec().concat();
+        match &mut self.seals {
+            Some(seals) => Ok(seals.theirs.open(&frame)?.to_vec()),
+            None => Ok(frame),
+        }
+    }
+
+    /// Proves that we hold the token, and has the daemon prove it.
+    async fn enter(&mut self, endpoint: &Endpoint, token: &Token) -> Result<Seals, SocketError> {
+        let auth = |error| SocketError::Auth {
+            endpoint: endpoint.clone(),
+            error,
+        };
+        let mut ours = [0; NONCE_BYTES];
+        getrandom::fill(&mut ours).map_err(SocketError::Random)?;
+        self.send(Frame::Knock(&ours).encode()).await?;
+        let challenge = self.receive().await?;
+        let exchange = match Frame::decode(&challenge).map_err(auth)? {
+            Frame::Challenge(theirs) => Exchange::new(token.clone(), ours, *theirs),
+            other => return Err(refusal(endpoint, other)),
+        };
+        let proof = exchange.proof(Side::Frontend);
+        self.send(Frame::Response(&proof).encode()).await?;
+        let accepted = self.receive().await?;
+        match Frame::decode(&accepted).map_err(auth)? {
+            Frame::Accepted(proof) => exchange.check(Side::Daemon, proof).map_err(auth)?,
+            other => return Err(refusal(endpoint, other)),
+        }
+        Ok(Seals {
+            ours: exchange.seal(Side::Frontend),
+            theirs: exchange.seal(Side::Daemon),
+        })
+    }
+}
+
+fn refusal(endpoint: &Endpoint, frame: Frame<'_>) -> SocketError {
+    let endpoint = endpoint.clone();
+    match frame {
+        // Anybody may have said it: it is shown with its control characters escaped.
+        Frame::Refused(reason) => SocketError::Refused {
+            endpoint,
+            reason: reason.escape_debug().to_string(),
+        },
+        _ => SocketError::Auth {
+            endpoint,
+            error: AuthError::Malformed,
+        },
     }
 }
 

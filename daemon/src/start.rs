@@ -66,7 +66,11 @@ pub fn run(flags: &StartFlags) -> Result<(), StartError> {
         fs::create_dir_all(folder).map_err(io(log))?;
     }
     let child = daemon(&endpoint, log, |command| {
-        command.arg("serve").process_group(0);
+        let token_file = flags.token_file();
+        command
+            .arg("serve")
+            .envs(token_file.map(|path| ("METAL_RPC_TOKEN_FILE", path)))
+            .process_group(0);
     })?;
     println!(
         "metald listens on {endpoint}, pid {}, log {}",

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -46,23 +48,27 @@ def environment(folder: Path, **changes: str) -> dict[str, str]:
     }
 
 
-def status(folder: Path) -> dict[str, Any] | None:
+def status(folder: Path, **changes: str) -> dict[str, Any] | None:
     """What `metald status --json` says, or None when no daemon answers."""
-    command = [str(paths.metald()), "status", "--json"]
     result = subprocess.run(
-        command, env=environment(folder), capture_output=True, text=True, timeout=30, check=False
+        [str(paths.metald()), "status", "--json"],
+        env=environment(folder, **changes),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     return json.loads(result.stdout) if result.returncode == 0 else None
 
 
-def wait_for_status(folder: Path, timeout_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
+def wait_for_status(folder: Path, **changes: str) -> dict[str, Any]:
     """Waits for a daemon to answer."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
-        if (report := status(folder)) is not None:
+        if (report := status(folder, **changes)) is not None:
             return report
         time.sleep(_POLL_S)
-    raise TimeoutError(f"no daemon answers on {endpoint_in(folder)} after {timeout_s:g} s")
+    raise TimeoutError(f"no daemon answers in {folder} after {READY_TIMEOUT_S:g} s")
 
 
 def log_tail(path: Path) -> str:
@@ -75,12 +81,14 @@ def log_tail(path: Path) -> str:
 class Daemon:
     """A daemon of our own, in the foreground, with its log in a file."""
 
-    def __init__(self, folder: Path, *flags: str, **variables: str) -> None:
+    def __init__(
+        self, folder: Path, *flags: str, endpoint: str | None = None, **variables: str
+    ) -> None:
         self.folder = folder
-        self.endpoint = endpoint_in(folder)
+        self.endpoint = endpoint or endpoint_in(folder)
         self.log_path = folder / "metald.log"
         self._flags = flags
-        self._variables = variables
+        self.variables = {"METAL_RPC_ENDPOINT": self.endpoint} | variables
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -105,10 +113,10 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(self.folder, **self._variables),
+                env=environment(self.folder, **self.variables),
             )
         try:
-            report = wait_for_status(self.folder)
+            report = wait_for_status(self.folder, **self.variables)
         except TimeoutError as error:
             self.kill()
             raise AssertionError(f"{error}; its log ends:\n{self.log()}") from error
@@ -120,7 +128,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """What `metald status --json` says."""
-        report = status(self.folder)
+        report = status(self.folder, **self.variables)
         assert report is not None, f"the daemon does not answer; its log ends:\n{self.log()}"
         return report
 
@@ -147,6 +155,22 @@ class Daemon:
     def log(self) -> str:
         """The end of its log."""
         return log_tail(self.log_path)
+
+
+def write_token(folder: Path, name: str = "token") -> Path:
+    """A private file with a new token for TCP."""
+    path = folder / name
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32) + "\n")
+    return path
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def kill_whoever_serves(folder: Path, sent: signal.Signals = signal.SIGKILL) -> None:

@@ -10,6 +10,7 @@ from framework import wire
 from framework.wire import Body, Reply
 
 REPLY_TIMEOUT_S: Final = 60.0
+_NEVER_MS: Final = 3_600_000
 GREEDY: Final[Body] = {
     "temperature": 0.0,
     "top_p": 1.0,
@@ -43,19 +44,18 @@ class DaemonError(Exception):
         super().__init__(f"{self.code} ({self.scope}): {self.message}")
 
 
-class Frontend:
-    """One socket, at most one session."""
+class Peer:
+    """One socket. What it sends may be anything."""
 
     def __init__(self, endpoint: str) -> None:
         # The process's context: one of its own, left open by a test that fails, would be ended by
         # the garbage collector, which can wait for its socket for ever.
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket: zmq.Socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        # Another connection would be another peer.
+        self._socket.setsockopt(zmq.RECONNECT_IVL, _NEVER_MS)
+        self._monitor: zmq.Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._socket.connect(endpoint)
-        self._seq = 0
-        self.session = b""
-        self.specs: list[Body] = []
-        self.vocab_size = 0
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +65,36 @@ class Frontend:
 
     def close(self) -> None:
         """Drops the connection without a word."""
-        self._socket.close(linger=0)
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._socket.close(linger=0)
+
+    def send_frame(self, *frames: bytes) -> None:
+        """Sends bytes that may be anything."""
+        self._socket.send_multipart(frames)
+
+    def receive_frame(self, timeout_s: float = REPLY_TIMEOUT_S) -> bytes:
+        """Waits for a frame."""
+        if not self._socket.poll(max(0, int(timeout_s * 1000))):
+            raise TimeoutError(f"no reply within {timeout_s:g} s")
+        return self._socket.recv()
+
+    def wait_closed(self, timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        """Waits until the other side has closed the connection, without having said anything."""
+        closed = self._monitor.poll(int(timeout_s * 1000))
+        assert closed, f"it is still open after {timeout_s:g} s"
+        assert not self._socket.poll(0), f"{self._socket.recv()!r} before the end"
+
+
+class Frontend(Peer):
+    """A peer that speaks the protocol, with at most one session."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint)
+        self._seq = 0
+        self.session = b""
+        self.specs: list[Body] = []
+        self.vocab_size = 0
 
     # ---- Messages ----
 
@@ -75,15 +104,9 @@ class Frontend:
         self.send_frame(wire.encode_request(name, self.session, self._seq, body))
         return self._seq
 
-    def send_frame(self, *frames: bytes) -> None:
-        """Sends bytes that may be anything."""
-        self._socket.send_multipart(frames)
-
     def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Reply:
         """Waits for a reply, whatever it is."""
-        if not self._socket.poll(max(0, int(timeout_s * 1000))):
-            raise TimeoutError(f"no reply within {timeout_s:g} s")
-        return wire.decode_reply(self._socket.recv())
+        return wire.decode_reply(self.receive_frame(timeout_s))
 
     def expect(self, name: str, seq: int) -> Body:
         """Waits for the answer to request `seq`.

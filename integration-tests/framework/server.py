@@ -1,7 +1,6 @@
 """`vllm serve` as a subprocess, asked over HTTP."""
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any, Final, Self
 import requests
 
 from framework import paths
-from framework.daemon import environment, log_tail
+from framework.daemon import environment, free_port, log_tail
 
 # A start takes 20 s on an idle machine; several at once on two busy cores take minutes.
 START_TIMEOUT_S: Final = 400.0
@@ -27,7 +26,7 @@ class Server:
     def __init__(self, model: object, folder: Path, *flags: str, **variables: str) -> None:
         self.folder = folder
         self.flags = flags
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / f"vllm-{self.port}.log"
         self._command = [
@@ -170,13 +169,6 @@ def streamed_token_ids(events: Iterator[dict[str, Any]]) -> list[int]:
         for choice in event["choices"]:
             tokens += choice.get("token_ids") or []
     return tokens
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(url: str) -> bool:

@@ -1,6 +1,7 @@
 """What `--logprobs-mode` makes of logprobs, and logits that are not numbers.
 
-The two servers here are of a tiny random model in float32; the servers of conftest.py have the
+The two servers here are of a tiny random model in float32, and reach their daemon through TCP; the
+servers of conftest.py have the
 modes `processed_logprobs` (sync) and `raw_logprobs` (async).
 """
 
@@ -51,28 +52,28 @@ def model(make_folder: Callable[[], Path], smollm2: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def servers(make_folder: Callable[[], Path], model: Path) -> Iterator[dict[str, Server]]:
-    """One server a mode, started together, on a daemon of their own."""
-    with Daemon(make_folder()) as own:
-        started = {
-            mode: Server(
-                model,
-                own.folder,
-                f"--logprobs-mode={mode}",
-                f"--gpu-memory-utilization={fraction}",
-                *FLAGS,
-            )
-            for mode, fraction in MODES.items()
-        }
-        try:
-            for server in started.values():
-                server.start()
-            for server in started.values():
-                server.wait_ready()
-            yield started
-        finally:
-            for server in started.values():
-                server.stop()
+def servers(remote_daemon: Daemon, model: Path) -> Iterator[dict[str, Server]]:
+    """One server a mode, started together."""
+    started = {
+        mode: Server(
+            model,
+            remote_daemon.folder,
+            f"--logprobs-mode={mode}",
+            f"--gpu-memory-utilization={fraction}",
+            *FLAGS,
+            **remote_daemon.variables,
+        )
+        for mode, fraction in MODES.items()
+    }
+    try:
+        for server in started.values():
+            server.start()
+        for server in started.values():
+            server.wait_ready()
+        yield started
+    finally:
+        for server in started.values():
+            server.stop()
 
 
 @pytest.fixture(scope="module")

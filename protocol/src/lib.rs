@@ -13,10 +13,12 @@
 //! - [`status`]: what `metald status` shows
 //! - [`error`]: [`ErrorCode`] and its [`Scope`]
 //! - [`codec`]: bytes to messages and back
+//! - [`auth`]: what a TCP connection begins with, and how its messages are sealed
 //! - [`arrays`]: number arrays that travel as raw little-endian bytes
 //! - `bounded`: lists and strings that are refused beyond their limit
 
 pub mod arrays;
+pub mod auth;
 mod bounded;
 pub mod codec;
 pub mod error;

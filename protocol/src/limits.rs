@@ -51,6 +51,16 @@ pub const MAX_DEPTH: usize = 8;
 /// tables, sampling parameters and a grammar bitmask.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
+/// Bytes of an authentication token: a file with a few words is no secret, and one of megabytes
+/// no token.
+pub const MIN_TOKEN_BYTES: usize = 32;
+
+/// See [`MIN_TOKEN_BYTES`].
+pub const MAX_TOKEN_BYTES: usize = 4096;
+
+/// Bytes of the reason for which a TCP connection is refused: a sentence or two.
+pub const MAX_REFUSAL_BYTES: usize = 512;
+
 const _: () = assert!(MAX_PROMPT_LOGPROB_TOKEN_IDS * size_of::<i32>() * 2 <= MAX_MESSAGE_BYTES);
 const _: () = assert!(8 * MAX_TOKENS_PER_REQUEST * size_of::<i32>() * 2 <= MAX_MESSAGE_BYTES);
 // One bitmask row per request and one bit per token of a 500 k vocabulary fit beside it.

@@ -20,6 +20,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 
 from vllm_metal_rpc import codec, convert, messages
+from vllm_metal_rpc.link import Server
 from vllm_metal_rpc.session import Options, Session
 
 NUM_RUNS = 3000
@@ -93,7 +94,7 @@ def main() -> None:
 def measure_round_trip(endpoint: str) -> None:
     process = multiprocessing.get_context("spawn").Process(target=answer, args=(endpoint,))
     process.start()
-    session = Session(Options(endpoint, "0", "bench", 60.0, None))
+    session = Session(Options(Server(endpoint), "0", "bench", 60.0, None))
     session.open()
     encoder, step = decode_step(64)
     request = encoder.encode(step)

@@ -12,6 +12,7 @@ from vllm_metal_rpc import autostart, envs
 from vllm_metal_rpc import messages as m
 from vllm_metal_rpc.autostart import Autostart, find_daemon
 from vllm_metal_rpc.errors import DaemonUnavailable, MetalRpcError
+from vllm_metal_rpc.link import Server
 from vllm_metal_rpc.session import Options, Session
 
 
@@ -22,7 +23,7 @@ def script(path: Path, text: str) -> Path:
 
 
 def session_of(endpoint: str, timeout_s: float = 20.0) -> Session:
-    return Session(Options(endpoint, "0.33.0", "test", timeout_s, Autostart(endpoint)))
+    return Session(Options(Server(endpoint), "0.33.0", "test", timeout_s, Autostart(endpoint)))
 
 
 def test_a_daemon_is_started_and_outlives_the_session(
@@ -145,7 +146,10 @@ def test_endpoint(
     [
         ("METAL_RPC_ENDPOINT", "/a/path", envs.endpoint),
         ("METAL_RPC_ENDPOINT", "ipc://relative", envs.endpoint),
-        ("METAL_RPC_ENDPOINT", "tcp://127.0.0.1:7", envs.endpoint),
+        ("METAL_RPC_ENDPOINT", "tcp://127.0.0.1", envs.endpoint),
+        ("METAL_RPC_ENDPOINT", "tcp://*:7", envs.endpoint),
+        ("METAL_RPC_ENDPOINT", "tcp://127.0.0.1:7;tcp://10.0.0.1:7", envs.endpoint),
+        ("METAL_RPC_ENDPOINT", "udp://127.0.0.1:7", envs.endpoint),
         ("METAL_RPC_RECOVERY_TIMEOUT_S", "soon", envs.recovery_timeout_s),
         ("VLLM_METAL_MEMORY_FRACTION", "1.5", envs.memory_fraction),
         ("VLLM_METAL_MEMORY_FRACTION", "0", envs.memory_fraction),
@@ -158,6 +162,21 @@ def test_a_bad_variable_is_named(
     monkeypatch.setenv(name, value)
     with pytest.raises(MetalRpcError, match=name):
         read()  # type: ignore[operator]
+
+
+def test_tcp_needs_a_token_and_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAL_RPC_AUTOSTART", "1")
+    monkeypatch.setenv("METAL_RPC_TOKEN_FILE", "/etc/token")
+    assert envs.token_file() is None
+    assert envs.autostart()
+    for value in ("tcp://10.0.0.1:7777", "tcp://gpu-1.lan:7777", "tcp://[fe80::1]:7777"):
+        monkeypatch.setenv("METAL_RPC_ENDPOINT", value)
+        assert envs.endpoint() == value
+        assert envs.token_file() == Path("/etc/token")
+        assert not envs.autostart()
+    monkeypatch.delenv("METAL_RPC_TOKEN_FILE")
+    with pytest.raises(MetalRpcError, match="METAL_RPC_TOKEN_FILE"):
+        envs.token_file()
 
 
 def test_a_load_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:

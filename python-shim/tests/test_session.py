@@ -20,6 +20,7 @@ from vllm_metal_rpc.errors import (
     Scope,
     StepFailed,
 )
+from vllm_metal_rpc.link import Server
 from vllm_metal_rpc.session import Lost, Options, Session, Step
 
 LOAD = m.LoadModel("/m", "bfloat16", 128, 8, 64, "raw_logprobs")
@@ -27,7 +28,7 @@ PROMPT = [5, 6, 7]
 
 
 def new_session(endpoint: str, timeout_s: float = 10.0) -> Session:
-    return Session(Options(endpoint, "0.33.0", "test", timeout_s, None))
+    return Session(Options(Server(endpoint), "0.33.0", "test", timeout_s, None))
 
 
 def set_up(session: Session) -> None:

@@ -68,8 +68,11 @@ pub struct ServeBenchFlags {
     #[command(flatten)]
     pub(super) model: ModelFlags,
     /// A running daemon [default: one is started for the measurement].
-    #[arg(long, value_name = "ipc://PATH")]
+    #[arg(long, value_name = "ipc://PATH|tcp://HOST:PORT")]
     pub(super) endpoint: Option<String>,
+    /// File with the token of an endpoint of TCP.
+    #[arg(long, env = "METAL_RPC_TOKEN_FILE", value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
     /// Requests at the same time; each number is a measurement of its own.
     #[arg(
         long,

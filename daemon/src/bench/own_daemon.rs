@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::BenchError;
 use super::flags::DaemonFlags;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, UnixEndpoint};
 use crate::start;
 
 /// A daemon of our own, ended when this is dropped.
@@ -38,10 +38,10 @@ impl OwnDaemon {
 
     fn run(flags: &DaemonFlags, subcommand: &[&str]) -> Result<Self, BenchError> {
         let folder = std::env::temp_dir().join(format!("metald-bench-{}", std::process::id()));
-        let endpoint: Endpoint =
-            format!("ipc://{}", folder.join("metald.sock").display()).parse()?;
+        let socket = UnixEndpoint::at(folder.join("metald.sock"))?;
         // The daemon would make the folder itself, but its log is opened before.
-        drop(endpoint.claim()?);
+        drop(socket.claim()?);
+        let endpoint = Endpoint::Unix(socket);
         let log = folder.join("metald.log");
         let started = Instant::now();
         let child = start::daemon(&endpoint, &log, |command: &mut Command| {

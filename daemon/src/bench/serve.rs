@@ -68,7 +68,10 @@ pub fn run(flags: &ServeBenchFlags) -> Result<(), BenchError> {
     flags.check()?;
     // A daemon of our own lives until the measurement is over.
     let (_own, endpoint) = match &flags.endpoint {
-        Some(text) => (None, text.parse()?),
+        Some(text) => (
+            None,
+            Endpoint::new(Some(text), flags.token_file.as_deref())?,
+        ),
         None => {
             let daemon = OwnDaemon::start(&flags.daemon)?;
             let endpoint = daemon.endpoint.clone();

@@ -33,14 +33,35 @@ pub struct Connection {
     pub last_seq: u64,
 }
 
+/// What a session is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// Its token: a frontend may go on with it from another socket.
+    Token,
+    /// Its token and the connection that opened it: a token that was seen on a network is worth
+    /// nothing on another connection.
+    Connection,
+}
+
 /// All connected frontends.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     by_token: HashMap<SessionToken, Connection>,
     next_id: u32,
+    binding: Binding,
 }
 
 impl Registry {
+    /// Without sessions.
+    #[must_use]
+    pub fn new(binding: Binding) -> Self {
+        Self {
+            by_token: HashMap::new(),
+            next_id: 0,
+            binding,
+        }
+    }
+
     /// Adds a session.
     ///
     /// # Errors
@@ -76,7 +97,8 @@ impl Registry {
         ))
     }
 
-    /// The session of a token, marked as heard; `None` also if it is about to be closed.
+    /// The session of a token, marked as heard; `None` also if it is about to be closed, or bound
+    /// to another connection.
     pub fn hear(
         &mut self,
         token: SessionToken,
@@ -87,11 +109,16 @@ impl Registry {
         if connection.outbox.is_closed() {
             return None;
         }
-        connection.last_heard = now;
-        *connection
+        let mut known = connection
             .peer
             .lock()
-            .expect("nobody panics while holding it") = peer.clone();
+            .expect("nobody panics while holding it");
+        if self.binding == Binding::Connection && *known != *peer {
+            return None;
+        }
+        known.clone_from(peer);
+        drop(known);
+        connection.last_heard = now;
         Some(connection)
     }
 
@@ -155,7 +182,7 @@ mod tests {
     fn a_silent_session_expires_and_one_that_is_heard_does_not() {
         let start = Instant::now();
         let lease = Duration::from_secs(8);
-        let mut registry = Registry::default();
+        let mut registry = Registry::new(Binding::Token);
         let (silent, heard) = (open(&mut registry, start), open(&mut registry, start));
         assert_ne!(silent, heard);
 
@@ -173,7 +200,7 @@ mod tests {
     #[test]
     fn a_session_whose_outbox_is_closed_expires_at_once() {
         let now = Instant::now();
-        let mut registry = Registry::default();
+        let mut registry = Registry::new(Binding::Token);
         let token = open(&mut registry, now);
         let connection = registry
             .hear(token, &Peer::from(vec![1]), now)
@@ -182,5 +209,19 @@ mod tests {
         assert!(registry.hear(token, &Peer::from(vec![1]), now).is_none());
         assert_eq!(registry.expire(now, Duration::from_secs(8)).len(), 1);
         assert!(registry.is_empty());
+    }
+    #[test]
+    fn a_bound_session_is_nobodys_on_another_connection() {
+        let now = Instant::now();
+        for (binding, is_known) in [(Binding::Token, true), (Binding::Connection, false)] {
+            let mut registry = Registry::new(binding);
+            let token = open(&mut registry, now);
+            let later = now + Duration::from_secs(9);
+            let other = registry.hear(token, &Peer::from(vec![2]), later);
+            assert_eq!(other.is_some(), is_known, "{binding:?}");
+            // Whoever is refused does not renew the lease either.
+            let expired = registry.expire(later, Duration::from_secs(8));
+            assert_eq!(expired.is_empty(), is_known, "{binding:?}");
+        }
     }
 }

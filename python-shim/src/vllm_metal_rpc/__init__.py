@@ -11,6 +11,7 @@ vLLM finds this package through two entry points (pyproject.toml), which are the
 - `session`: set-up, steps, and recovery when the daemon is lost
 - `link`: one open session on one connection; numbering and heartbeats
 - `client`: the connection below it; the only file that names `zmq`
+- `sealed`, `auth`: the same through a network, with a token; the exchange and the seals, pure
 - `autostart`: starts `metald` when nothing listens
 - `messages`: the wire structs, one to one with the `protocol` crate
 - `alias`: the executor's short name, `metal-rpc`

@@ -30,6 +30,8 @@ from vllm_metal_rpc.errors import ConnectionLost, MetalRpcError
 
 # As in protocol/src/limits.rs: larger frames are dropped by ZeroMQ before they are allocated.
 MAX_MESSAGE_BYTES: Final = 64 << 20
+# A sealed message is a little longer.
+_MAX_FRAME_BYTES: Final = MAX_MESSAGE_BYTES + 64
 # Longer than any wait here: a failed attempt is reported, and repeated by us, not by ZeroMQ.
 _RECONNECT_INTERVAL_MS: Final = 3_600_000
 # Not EVENT_DISCONNECTED: ZeroMQ reports it before it hands over the peer's last messages, and
@@ -84,10 +86,11 @@ class Connection:
         self._socket.setsockopt(zmq.LINGER, 0)
         # With IMMEDIATE, ZeroMQ would throw away unread messages when the peer closes.
         self._socket.setsockopt(zmq.IMMEDIATE, 0)
+        self._socket.setsockopt(zmq.IPV6, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_INTERVAL_MS)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
         self._monitor = self._socket.get_monitor_socket(_REFUSED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._poller = zmq.Poller()
         self._poller.register(self._socket.getsockopt(zmq.FD), zmq.POLLIN)

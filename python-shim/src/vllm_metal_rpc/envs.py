@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -11,17 +12,19 @@ from vllm_metal_rpc.errors import MetalRpcError
 
 PREFIXES: Final = ("METAL_RPC_", "VLLM_METAL_", "VLLM_MLX_")
 _FALSE: Final = ("0", "false", "no", "off")
+_TCP: Final = re.compile(r"tcp://([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}", re.ASCII)
 
 
 def endpoint() -> str:
-    """`METAL_RPC_ENDPOINT`: `ipc://PATH`, a Unix socket.
+    """`METAL_RPC_ENDPOINT`: `ipc://PATH`, a Unix socket, or `tcp://HOST:PORT`.
 
     The default is a socket in the user's runtime directory, by the daemon's own rule.
     """
     if value := os.environ.get("METAL_RPC_ENDPOINT"):
-        if not value.startswith("ipc:///"):
+        if not value.startswith("ipc:///") and not _TCP.fullmatch(value):
             raise MetalRpcError(
-                f"METAL_RPC_ENDPOINT must be ipc://PATH with an absolute path, it is {value!r}"
+                "METAL_RPC_ENDPOINT must be ipc://PATH with an absolute path, or tcp://HOST:PORT, "
+                f"it is {value!r}"
             )
         return value
     runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -31,9 +34,28 @@ def endpoint() -> str:
     return f"ipc://{folder / 'metald.sock'}"
 
 
+def token_file() -> Path | None:
+    """`METAL_RPC_TOKEN_FILE`: what holds the token of a TCP endpoint; None for a Unix socket.
+
+    Raises:
+        MetalRpcError: The endpoint is TCP, and there is none.
+    """
+    server = endpoint()
+    if not server.startswith("tcp:"):
+        return None
+    if value := os.environ.get("METAL_RPC_TOKEN_FILE"):
+        return Path(value)
+    raise MetalRpcError(
+        f"{server} needs a token: name a file with the daemon's in METAL_RPC_TOKEN_FILE"
+    )
+
+
 def autostart() -> bool:
-    """`METAL_RPC_AUTOSTART` (1): whether to start `metald` when nothing listens."""
-    return _flag("METAL_RPC_AUTOSTART", default=True)
+    """`METAL_RPC_AUTOSTART` (1): whether to start `metald` when nothing listens.
+
+    Never where it is reached through TCP: that may be another machine.
+    """
+    return _flag("METAL_RPC_AUTOSTART", default=True) and endpoint().startswith("ipc:")
 
 
 def daemon_path() -> str | None:

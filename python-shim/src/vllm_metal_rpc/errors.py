@@ -16,6 +16,10 @@ class ConnectionLost(MetalRpcError):
     """The session ended without our wish: the daemon died, stopped or forgot us."""
 
 
+class Unauthorized(MetalRpcError):
+    """One of the two sides of a TCP connection does not hold the token."""
+
+
 class ProtocolViolation(MetalRpcError):
     """The daemon sent something that the protocol does not allow at this point."""
 

@@ -31,6 +31,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm_metal_rpc import convert, envs, messages
 from vllm_metal_rpc.autostart import Autostart
 from vllm_metal_rpc.errors import UnsupportedFeature
+from vllm_metal_rpc.link import Server
 from vllm_metal_rpc.rpc import answer_rpc
 from vllm_metal_rpc.sampling import thinking_phrases
 from vllm_metal_rpc.scheduler import generation_of, mark_lost, mark_row_errors
@@ -78,14 +79,14 @@ class MetalRpcExecutor(Executor):
         self._encoder = convert.StepEncoder(phrases)
         self._generation = 0
         self._pending: _Pending | None = None
-        endpoint = envs.endpoint()
+        server = Server(envs.endpoint(), envs.token_file())
         self._session = Session(
             Options(
-                endpoint=endpoint,
+                server=server,
                 vllm_version=vllm.__version__,
                 frontend=self._frontend_name(),
                 recovery_timeout_s=envs.recovery_timeout_s(),
-                autostart=Autostart(endpoint) if envs.autostart() else None,
+                autostart=Autostart(server.endpoint) if envs.autostart() else None,
             )
         )
         try:
@@ -95,7 +96,7 @@ class MetalRpcExecutor(Executor):
                 welcome.daemon_version,
                 welcome.pid,
                 welcome.device,
-                endpoint,
+                server.endpoint,
             )
             self._model = self._session.set_up(self._load_model(), messages.ModelLoaded)
         except BaseException:

@@ -7,6 +7,7 @@ in the order in which they leave, whichever thread sends them.
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import msgspec
@@ -23,6 +24,7 @@ from vllm_metal_rpc.errors import (
 )
 from vllm_metal_rpc.messages import Message
 from vllm_metal_rpc.progress import LoadLog
+from vllm_metal_rpc.sealed import SealedConnection
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _HELLO_TIMEOUT_S: Final = 10.0
@@ -34,6 +36,19 @@ _M = TypeVar("_M", bound=Message)
 
 class Closing(Exception):
     """The session is to be closed, whatever it is doing."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a daemon is, with what it takes to get in.
+
+    Attributes:
+        endpoint: `ipc://PATH` or `tcp://HOST:PORT`.
+        token_file: What holds the token that TCP needs; None for a Unix socket.
+    """
+
+    endpoint: str
+    token_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,12 @@ class Link:
     Any thread may call `send`, one at a time `receive`, the I/O thread alone everything else.
     """
 
-    def __init__(self, connection: Connection, waker: Waker, closing: threading.Event) -> None:
+    def __init__(
+        self,
+        connection: Connection | SealedConnection,
+        waker: Waker,
+        closing: threading.Event,
+    ) -> None:
         self._connection = connection
         self._waker = waker
         self._closing = closing
@@ -63,13 +83,20 @@ class Link:
         self.welcome: messages.Welcome | None = None
 
     @classmethod
-    def connect(cls, endpoint: str, waker: Waker, closing: threading.Event) -> Self:
-        """Connects, without a word yet.
+    def connect(cls, server: Server, waker: Waker, closing: threading.Event) -> Self:
+        """Connects, without a word of the protocol yet.
 
         Raises:
             ConnectionLost: Nothing listens there.
+            MetalRpcError: It is not ours, or we are not its.
         """
-        return cls(Connection.open(endpoint, waker, _CONNECT_TIMEOUT_S), waker, closing)
+        endpoint, token_file = server.endpoint, server.token_file
+        connection: Connection | SealedConnection
+        if token_file is None:
+            connection = Connection.open(endpoint, waker, _CONNECT_TIMEOUT_S)
+        else:
+            connection = SealedConnection.open(endpoint, token_file, waker, _CONNECT_TIMEOUT_S)
+        return cls(connection, waker, closing)
 
     def say_hello(self, hello: messages.Hello) -> messages.Welcome:
         """Opens the session.

@@ -39,7 +39,7 @@ from vllm_metal_rpc.errors import (
     TooManySessions,
     daemon_error,
 )
-from vllm_metal_rpc.link import Closing, Link
+from vllm_metal_rpc.link import Closing, Link, Server
 from vllm_metal_rpc.messages import Message, StepResult
 from vllm_metal_rpc.receiving import Receiving, StepFuture
 
@@ -67,14 +67,14 @@ class Options:
     """What a session needs to know.
 
     Attributes:
-        endpoint: `ipc://PATH`.
+        server: Where the daemon is.
         vllm_version: Told to the daemon.
         frontend: Told to the daemon: what people call this frontend.
         recovery_timeout_s: How long to look for a daemon before giving up.
         autostart: Starts a daemon when nothing listens; None to only connect.
     """
 
-    endpoint: str
+    server: Server
     vllm_version: str
     frontend: str
     recovery_timeout_s: float
@@ -268,7 +268,7 @@ class Session:
     def _open(self) -> Link:
         options = self._options
         try:
-            link = Link.connect(options.endpoint, self._waker, self._closing)
+            link = Link.connect(options.server, self._waker, self._closing)
         except ConnectionLost:
             if options.autostart is not None:
                 options.autostart.ensure()
@@ -369,12 +369,12 @@ class Session:
     def _unavailable(self, reason: MetalRpcError) -> DaemonUnavailable:
         options = self._options
         hint = (
-            "METAL_RPC_AUTOSTART=0, so none was started"
+            "none was started (METAL_RPC_AUTOSTART=0, or TCP)"
             if options.autostart is None
             else f"its log is {options.autostart.log_path}"
         )
         return DaemonUnavailable(
-            f"no daemon on {options.endpoint} for {options.recovery_timeout_s:g} s "
+            f"no daemon on {options.server.endpoint} for {options.recovery_timeout_s:g} s "
             f"(METAL_RPC_RECOVERY_TIMEOUT_S): {reason}; {hint}"
         )
 

@@ -1,74 +1,39 @@
-//! Where the daemon listens: a Unix socket that nobody else can reach.
+//! A Unix socket that nobody else can reach.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
-/// Bytes that a Unix socket's path may have on macOS (104 with the final zero).
-const MAX_PATH_BYTES: usize = 103;
+use super::EndpointError;
 
-/// Where frontends reach the daemon: `ipc://PATH`.
+/// Bytes that a Unix socket's path may have on macOS (104 with the final zero).
+pub(super) const MAX_PATH_BYTES: usize = 103;
+
+/// A Unix socket: `ipc://PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct UnixEndpoint {
     path: PathBuf,
 }
 
-/// Why an endpoint cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum EndpointError {
-    /// Not of the form that we serve.
-    #[error("endpoint must be ipc://PATH with an absolute path, but is {0:?}")]
-    Form(String),
-    /// Too long for the operating system.
-    #[error("the socket's path may have {MAX_PATH_BYTES} bytes, {} has {}", path.display(), path.as_os_str().len())]
-    TooLong {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Others could reach the socket.
-    #[error(
-        "{} must be a directory of user {}, closed to others; run: chmod 700 {}",
-        path.display(), geteuid(), path.display()
-    )]
-    Directory {
-        /// The socket's directory.
-        path: PathBuf,
-    },
-    /// Something else stands in the socket's place.
-    #[error("{} is in the way: it is not a socket", path.display())]
-    InTheWay {
-        /// The socket's path.
-        path: PathBuf,
-    },
-    /// Another daemon serves this endpoint.
-    #[error("another metald serves {0}")]
-    Taken(Endpoint),
-    /// The operating system refused.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// What was touched.
-        path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
-    },
-}
-
-impl Endpoint {
+impl UnixEndpoint {
     /// `metal-rpc/metald.sock` in the user's runtime directory, or `metal-rpc-UID/metald.sock` in
     /// the directory for temporary files where there is none.
     #[must_use]
     pub fn default_of_user() -> Self {
-        let directory = match std::env::var_os("XDG_RUNTIME_DIR") {
-            Some(runtime) if !runtime.is_empty() => PathBuf::from(runtime).join("metal-rpc"),
-            _ => std::env::temp_dir().join(format!("metal-rpc-{}", geteuid())),
-        };
         Self {
-            path: directory.join("metald.sock"),
+            path: directory_of_user().join("metald.sock"),
+        }
+    }
+
+    /// The socket of a daemon that frontends reach through a gate on this port.
+    #[must_use]
+    pub fn behind_gate(port: u16) -> Self {
+        Self {
+            path: directory_of_user().join(format!("tcp-{port}.sock")),
         }
     }
 
@@ -76,6 +41,17 @@ impl Endpoint {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The socket at an absolute path.
+    ///
+    /// # Errors
+    /// [`EndpointError::TooLong`].
+    pub fn at(path: PathBuf) -> Result<Self, EndpointError> {
+        if path.as_os_str().len() > MAX_PATH_BYTES {
+            return Err(EndpointError::TooLong { path });
+        }
+        Ok(Self { path })
     }
 
     /// Makes the endpoint ours: a private directory, the lock, and no stale socket.
@@ -112,7 +88,9 @@ impl Endpoint {
         let file = fs::File::create(&lock_path).map_err(io(&lock_path))?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
-            Err((_, nix::Error::EWOULDBLOCK)) => return Err(EndpointError::Taken(self.clone())),
+            Err((_, nix::Error::EWOULDBLOCK)) => {
+                return Err(EndpointError::Taken(self.to_string()));
+            }
             Err((_, error)) => return Err(io(&lock_path)(error.into())),
         };
         match fs::symlink_metadata(&self.path) {
@@ -133,24 +111,15 @@ impl Endpoint {
     }
 }
 
-impl FromStr for Endpoint {
-    type Err = EndpointError;
-
-    fn from_str(text: &str) -> Result<Self, EndpointError> {
-        let path = text.strip_prefix("ipc://").map(PathBuf::from);
-        match path {
-            Some(path) if path.is_absolute() && path.file_name().is_some() => {
-                if path.as_os_str().len() > MAX_PATH_BYTES {
-                    return Err(EndpointError::TooLong { path });
-                }
-                Ok(Self { path })
-            }
-            _ => Err(EndpointError::Form(text.to_owned())),
-        }
+/// The user's runtime directory, or one in the directory for temporary files.
+fn directory_of_user() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(runtime) if !runtime.is_empty() => PathBuf::from(runtime).join("metal-rpc"),
+        _ => std::env::temp_dir().join(format!("metal-rpc-{}", geteuid())),
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for UnixEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ipc://{}", self.path.display())
     }
@@ -186,32 +155,10 @@ mod tests {
 
     use super::*;
 
-    fn endpoint(directory: &tempfile::TempDir) -> Endpoint {
-        Endpoint {
+    fn endpoint(directory: &tempfile::TempDir) -> UnixEndpoint {
+        UnixEndpoint {
             path: directory.path().join("a/b/metald.sock"),
         }
-    }
-
-    #[test]
-    fn only_absolute_ipc_paths_are_endpoints() {
-        assert!("ipc:///run/x/metald.sock".parse::<Endpoint>().is_ok());
-        for text in [
-            "tcp://127.0.0.1:1",
-            "ipc://relative",
-            "ipc:///",
-            "",
-            "/run/x",
-        ] {
-            assert!(
-                matches!(text.parse::<Endpoint>(), Err(EndpointError::Form(_))),
-                "{text}"
-            );
-        }
-        let long = format!("ipc:///{}", "x".repeat(MAX_PATH_BYTES));
-        assert!(matches!(
-            long.parse::<Endpoint>(),
-            Err(EndpointError::TooLong { .. })
-        ));
     }
 
     #[test]
@@ -249,7 +196,7 @@ mod tests {
         let open = directory.path().join("open");
         fs::create_dir(&open).expect("it is new");
         fs::set_permissions(&open, Permissions::from_mode(0o755)).expect("it is ours");
-        let endpoint = Endpoint {
+        let endpoint = UnixEndpoint {
             path: open.join("metald.sock"),
         };
         assert!(matches!(
@@ -258,7 +205,7 @@ mod tests {
         ));
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(directory.path(), &link).expect("it is new");
-        let endpoint = Endpoint {
+        let endpoint = UnixEndpoint {
             path: link.join("metald.sock"),
         };
         assert!(matches!(
