@@ -1,7 +1,6 @@
-//! A node that takes time and does nothing with it: a device that is busy, to measure what
-//! surrounds one.
+//! A node that waits: a device that is busy, to measure what surrounds one.
 
-use std::{ffi::CStr, thread, time::Duration};
+use std::{ffi::CStr, thread, time::Instant};
 
 use mlx_rs::{Array, Dtype};
 
@@ -15,7 +14,7 @@ use crate::{
 /// `x` -> `x`, later.
 #[derive(Clone, Copy)]
 struct Delay {
-    duration: Duration,
+    until: Instant,
 }
 
 impl HostKernel for Delay {
@@ -25,26 +24,27 @@ impl HostKernel for Delay {
         outputs[0]
             .as_mut_slice::<f32>()
             .copy_from_slice(inputs[0].as_slice());
-        if !self.duration.is_zero() {
-            thread::sleep(self.duration);
+        let remaining = self.until.saturating_duration_since(Instant::now());
+        if !remaining.is_zero() {
+            thread::sleep(remaining);
         }
     }
 }
 
-/// A copy of `x`, which is ready `duration` after `x` is; no core is busy meanwhile.
+/// A copy of `x`, which is not ready before `until`; no core is busy meanwhile.
 ///
 /// # Shapes
 /// `x`: any, float32; the result is like it.
 ///
 /// # Errors
 /// [`KernelError::Dtype`](crate::KernelError::Dtype) if `x` is not float32.
-pub fn delay(x: &Array, duration: Duration) -> Result<Array> {
+pub fn delay(x: &Array, until: Instant) -> Result<Array> {
     const CHECK: Arguments = Arguments { kernel: "delay" };
     CHECK.dtype("x", x, Dtype::Float32, "float32")?;
     let output = Output::Fresh {
         shape: x.shape(),
         dtype: Dtype::Float32,
     };
-    let [later] = Delay { duration }.add(&[x], [output])?;
+    let [later] = Delay { until }.add(&[x], [output])?;
     Ok(later)
 }

@@ -3,8 +3,8 @@
 //! Everything else is that of `metald serve`.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use metal_rpc_kernels::delay;
 use metal_rpc_protocol::KvCacheSpec;
@@ -38,16 +38,22 @@ struct NullModels {
 impl Loader for NullModels {
     fn load(&self, folder: &Path, _: LoadOptions<'_>) -> Result<Box<dyn Model>, ModelError> {
         let args = args_of(folder)?;
-        let step_time = self.step_time;
-        Ok(Box::new(NullModel { args, step_time }))
+        Ok(Box::new(NullModel {
+            args,
+            step_time: self.step_time,
+            done_at: Mutex::new(Instant::now()),
+        }))
     }
 }
 
-/// A model whose forward takes `step_time` of nobody's time.
+/// A model whose forward takes `step_time` of nobody's time, sampling included: a forward that is
+/// submitted while another one runs is done `step_time` after that.
 #[derive(Debug)]
 struct NullModel {
     args: ModelArgs,
     step_time: Duration,
+    /// When the last one that was submitted is done.
+    done_at: Mutex<Instant>,
 }
 
 impl Model for NullModel {
@@ -74,7 +80,9 @@ impl Model for NullModel {
     fn forward(&self, input: &ForwardInput, _: &mut KvCache) -> Result<Array, ModelError> {
         let hidden = input.token_ids.as_dtype(Dtype::Float32)?;
         let hidden = hidden.reshape(&[-1, 1])?;
-        Ok(delay(&hidden, self.step_time)?)
+        let mut done_at = self.done_at.lock().expect("nobody panics while holding it");
+        *done_at = Instant::now().max(*done_at) + self.step_time;
+        Ok(delay(&hidden, *done_at)?)
     }
 
     fn logits(&self, hidden: &Array) -> Result<Array, ModelError> {
