@@ -20,11 +20,12 @@ PARTS: Final = ("machine", "engines", "serve", "boot", "rpc", "plot")
 def main() -> None:
     """Runs the parts that the command line names, and writes what they measured."""
     arguments = _arguments()
-    work = Work(32, 8, (1, 2)) if arguments.quick else Work()
+    counts = tuple(arguments.concurrency)
+    work = Work(32, 8, (1, 2)) if arguments.quick else Work(concurrency=counts)
     rounds = 1 if arguments.quick else arguments.rounds
     engines = [e for e in ENGINES if e.name in arguments.engine and e.bits in arguments.bits]
     folder: Path = arguments.out
-    records = Records(folder / "records.jsonl")
+    records = Records(folder / "records.jsonl", append=arguments.append)
     records.add("command", command=shlex.join(["scripts/bench", *sys.argv[1:]]))
     parts: dict[str, Callable[[], None]] = {
         "machine": lambda: machine.run(records),
@@ -63,6 +64,10 @@ def _arguments() -> argparse.Namespace:
         help=f"bits of the engines' weights, of {', '.join(map(str, widths))}",
         **several,
     )
+    parser.add_argument(
+        "--concurrency", type=int, default=Work().concurrency, help="requests at a time", **several
+    )
+    parser.add_argument("--append", action="store_true", help="add to the records in the folder")
     parser.add_argument("--rounds", type=int, default=3, help="times that a measurement is made")
     default = paths.cache() / "runs" / time.strftime("%Y-%m-%dT%H%M%S")
     parser.add_argument("--out", type=Path, default=default, help=f"folder [default: {default}]")

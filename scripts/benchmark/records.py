@@ -15,11 +15,14 @@ def say(text: str) -> None:
 class Records:
     """The measurements of one run. Each is in the file as soon as it is made."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, append: bool = False) -> None:
         self.path = path
-        self.lines: list[dict[str, Any]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
+        if not (append and path.is_file()):
+            path.write_text("")
+        self.lines: list[dict[str, Any]] = [
+            json.loads(line) for line in path.read_text().splitlines()
+        ]
 
     def add(self, part: str, **fields: Any) -> dict[str, Any]:
         """Adds a line."""

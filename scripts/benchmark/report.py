@@ -15,7 +15,7 @@ _DECODE: Final = "decode_tokens_per_s"
 def markdown(records: Records) -> str:
     """All tables that the run has lines for."""
     sections = [_machine(records), _engines(records), _ratios(records), _end_to_end(records)]
-    sections += [_boot(records), _rpc(records), _missing(records)]
+    sections += [_boot(records), _rpc(records), _stages(records), _missing(records)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -180,6 +180,28 @@ def _rpc(records: Records) -> str:
     ]
     title = "A step of vLLM's EngineCore with a model that computes nothing:"
     return f"{title}\n\n{_table(head, rows)}"
+
+
+def _stages(records: Records) -> str:
+    lines = records.of("rpc_stages", model_ms=0)
+    if not lines:
+        return ""
+    columns = {
+        "encode": "encode_us",
+        "decode": "decode_us",
+        "waits for the engine": "queue_us_p50",
+        "checked, built, sampled": "run_us_p50",
+        "reply encoded": "reply_encode_us",
+        "reply decoded": "reply_decode_us",
+        "sockets and dispatch (ping)": "ping_us_p50",
+        "whole step": "step_us_p50",
+    }
+    rows = [
+        [f"{line['requests']}", *(f"{line[name]:.1f}" for name in columns.values())]
+        for line in lines
+    ]
+    title = "Where the time of such a step goes, seen by `metald bench rpc`, medians in us:"
+    return f"{title}\n\n{_table(['requests', *columns], rows)}"
 
 
 def _missing(records: Records) -> str:
