@@ -24,10 +24,11 @@ pub struct ExpertLinearArgs<'a> {
 /// `x[row] @ weight[expert of row].T + bias[expert of row]`.
 #[derive(Debug)]
 pub struct ExpertLinear {
-    /// `[num_experts, outputs, inputs]`.
+    /// `[num_experts * outputs, inputs]`.
     weight: Array,
-    /// `[num_experts, outputs]`.
+    /// `[num_experts * outputs]`.
     bias: Option<Array>,
+    num_experts: i32,
 }
 
 impl ExpertLinear {
@@ -48,18 +49,15 @@ impl ExpertLinear {
                 })
                 .collect()
         };
-        let outputs = args.parts.iter().map(|(_, outputs)| outputs).sum();
         let weight = weights.matrix(&tensors("weight"), args.inputs)?;
         let bias = match args.bias {
-            true => {
-                let bias = weights.vector(&tensors("bias"))?;
-                Some(bias.reshape(&[args.num_experts, outputs])?)
-            }
+            true => Some(weights.vector(&tensors("bias"))?),
             false => None,
         };
         Ok(Self {
-            weight: weight.reshape(&[args.num_experts, outputs, args.inputs])?,
+            weight,
             bias,
+            num_experts: args.num_experts,
         })
     }
 
@@ -70,7 +68,12 @@ impl ExpertLinear {
     /// # Errors
     /// If the shape does not fit.
     pub fn forward(&self, x: &Array, groups: &ExpertGroups) -> Result<Array, ModelError> {
+        // Not when it is loaded: that thread's nodes cannot be evaluated by another.
+        let experts = self.num_experts;
+        let inputs = self.weight.dim(1);
+        let weight = self.weight.reshape(&[experts, -1, inputs])?;
         let bias = self.bias.as_ref();
-        Ok(kernels::expert_linear(x, groups, &self.weight, bias)?)
+        let bias = bias.map(|bias| bias.reshape(&[experts, -1])).transpose()?;
+        Ok(kernels::expert_linear(x, groups, &weight, bias.as_ref())?)
     }
 }

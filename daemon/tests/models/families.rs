@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
+    thread,
 };
 
 use metald::models::{self, Dtype, FAMILIES, LoadOptions, Model};
@@ -45,16 +46,20 @@ impl Row {
         self.config.get("num_experts_per_tok").is_some()
     }
 
-    /// The checkpoint as a model.
+    /// The checkpoint as a model, loaded on another thread than that which runs it, as the engine
+    /// does.
     pub(crate) fn load(&self, dtype: Dtype) -> Box<dyn Model> {
-        let options = LoadOptions {
-            dtype,
-            rope_len: self.max_model_len,
-            device: DeviceType::Cpu,
-            free_bytes: u64::MAX,
-            progress: &mut |_, _| {},
+        let load = || {
+            let options = LoadOptions {
+                dtype,
+                rope_len: self.max_model_len,
+                device: DeviceType::Cpu,
+                free_bytes: u64::MAX,
+                progress: &mut |_, _| {},
+            };
+            models::load(&folder(&self.name), options)
         };
-        let model = models::load(&folder(&self.name), options);
+        let model = thread::scope(|scope| scope.spawn(load).join().expect("no panic"));
         model.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 }
