@@ -51,5 +51,6 @@ class ReferenceModel:
     def logits(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
         """Logits of all tokens at each place of the answer: `[len(answer), vocab]`."""
         sequence = torch.tensor([[*prompt, *answer]])
-        logits: torch.Tensor = self._model(sequence).logits[0, len(prompt) - 1 : -1]
+        # All logits of a long prompt would take gigabytes.
+        logits: torch.Tensor = self._model(sequence, logits_to_keep=len(answer) + 1).logits[0, :-1]
         return logits
