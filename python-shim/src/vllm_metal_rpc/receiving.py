@@ -6,7 +6,7 @@ meanwhile, and the I/O thread stays away from the socket as long as steps come.
 
 # Invariants
 - One thread receives at a time.
-- Whatever ends the connection is raised in the I/O thread, whoever has met it.
+- Whatever ends a connection is raised in the I/O thread, whoever has met it, and ends no other.
 """
 
 import threading
@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from vllm_metal_rpc.client import Waker
+from vllm_metal_rpc.link import Link
 
 # After so long without a step, or with one that nobody waits for, the I/O thread receives.
 _QUIET_S: Final = 0.1
@@ -47,7 +48,8 @@ class Receiving:
         self._turn = threading.Lock()
         self._waker = Waker()
         self._active_at = -_QUIET_S
-        self._ending: Exception | None = None
+        # What has ended a connection, and which: the next one must not end by it.
+        self._ending: tuple[Link, Exception] | None = None
 
     def step_left(self) -> None:
         """Says that somebody is about to wait for a step."""
@@ -57,36 +59,49 @@ class Receiving:
         """Ends the wait of the I/O thread."""
         self._waker.wake()
 
-    def receive_until_done(self, future: Future[Any], receive: Callable[[], bool]) -> None:
+    def receive_until_done(
+        self,
+        future: Future[Any],
+        current: Callable[[], Link | None],
+        receive: Callable[[Link], None],
+    ) -> None:
         """The turn of a thread that waits for a step.
 
         Args:
             future: The step's.
-            receive: Receives once; whether it makes sense to go on.
+            current: The link of the moment; None while there is none.
+            receive: Receives once.
         """
         with self._turn:
-            try:
-                while not future.done() and self._ending is None and receive():
-                    pass
-            except Exception as error:
-                self._ending = error
-                self._waker.wake()
+            while not future.done():
+                link = current()
+                if link is None or self._ending_of(link) is not None:
+                    break
+                try:
+                    receive(link)
+                except Exception as error:
+                    self._ending = (link, error)
+                    self._waker.wake()
             self._active_at = time.monotonic()
 
-    def receive_if_nobody_does(self, receive: Callable[[], None]) -> None:
+    def receive_if_nobody_does(self, link: Link, receive: Callable[[Link], None]) -> None:
         """The turn of the I/O thread, or a wait for it.
 
         Raises:
-            Exception: What another thread has met while it received.
+            Exception: What another thread has met while it received from this link.
         """
         is_active = time.monotonic() - self._active_at < _QUIET_S
         if is_active or not self._turn.acquire(blocking=False):
             self._waker.wait(_QUIET_S)
         else:
             try:
-                receive()
+                receive(link)
             finally:
                 self._turn.release()
-        ending, self._ending = self._ending, None
+        ending = self._ending_of(link)
         if ending is not None:
             raise ending
+
+    def _ending_of(self, link: Link) -> Exception | None:
+        ending = self._ending
+        return ending[1] if ending is not None and ending[0] is link else None

@@ -212,14 +212,7 @@ class Session:
             self._thread.join(_CLOSE_TIMEOUT_S)
 
     def _receive_until_done(self, future: Future[Any]) -> None:
-        def receive() -> bool:
-            link = self._link
-            if link is None:
-                return False
-            self._receive(link)
-            return True
-
-        self._receiving.receive_until_done(future, receive)
+        self._receiving.receive_until_done(future, lambda: self._link, self._receive)
 
     # ---- The I/O thread ----
 
@@ -315,7 +308,7 @@ class Session:
         """Receives until the connection is lost or the session is to be closed."""
         while True:
             self._run_set_ups(link)
-            self._receiving.receive_if_nobody_does(lambda: self._receive(link))
+            self._receiving.receive_if_nobody_does(link, self._receive)
 
     def _receive(self, link: Link) -> None:
         received = link.receive()
