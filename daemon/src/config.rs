@@ -10,6 +10,7 @@ use crate::bench::flags::BenchCommand;
 use crate::device::{Device, DeviceError, MemoryBudget};
 use crate::endpoint::{Endpoint, EndpointError, TcpAccess};
 use crate::engine::EngineConfig;
+use crate::limits::{MAX_TOKENS_PER_FORWARD, MIN_TURN_TOKENS};
 use crate::models::{Checkpoints, ModelError, ModelRoots};
 
 /// The daemon that owns the GPU, the paged KV cache and MLX model execution for vLLM.
@@ -63,6 +64,10 @@ pub struct ServeFlags {
         value_name = "SECONDS"
     )]
     model_keep_alive_s: u64,
+    /// Most tokens of one forward while several frontends share the device: the longer a turn, the
+    /// longer others wait for theirs [default: 64 on a CPU, 256 on a GPU].
+    #[arg(long, env = "METAL_RPC_TURN_TOKENS", value_name = "N")]
+    turn_tokens: Option<u32>,
     /// Folder that models may be read from; may be given several times, or as a list with colons in
     /// the variable [default: all that this user may read].
     #[arg(
@@ -177,6 +182,12 @@ pub enum ConfigError {
     /// Not a share.
     #[error("memory fraction must be above 0 and at most 1, but is {0}")]
     MemoryFraction(f64),
+    /// A turn must have a token for each session, and fit a forward.
+    #[error(
+        "--turn-tokens (METAL_RPC_TURN_TOKENS) must be {MIN_TURN_TOKENS} to {MAX_TOKENS_PER_FORWARD}, \
+         but is {0}"
+    )]
+    TurnTokens(u32),
     /// The system does not say how much memory there is.
     #[error("the size of the memory is not known: {0}")]
     Memory(#[from] std::io::Error),
@@ -201,17 +212,13 @@ impl ServeFlags {
     /// # Errors
     /// [`ConfigError`].
     pub fn resolve(&self) -> Result<Config, ConfigError> {
-        let keep_alive = Duration::from_secs(self.model_keep_alive_s);
         let endpoint = self.endpoint.resolve()?;
         if let Endpoint::Tcp(address, _) = &endpoint {
             address.check_served(self.allow_tcp)?;
         }
         Ok(Config {
             endpoint,
-            engine: EngineConfig {
-                model_roots: self.model_roots()?,
-                ..self.engine.resolve(keep_alive)?
-            },
+            engine: self.engine_config()?,
             log_json: self.log_json,
             debug: self.debug,
         })
@@ -219,6 +226,20 @@ impl ServeFlags {
 }
 
 impl ServeFlags {
+    fn engine_config(&self) -> Result<EngineConfig, ConfigError> {
+        let keep_alive = Duration::from_secs(self.model_keep_alive_s);
+        let config = self.engine.resolve(keep_alive)?;
+        let turn_tokens = self.turn_tokens.unwrap_or(config.turn_tokens);
+        if !(MIN_TURN_TOKENS..=MAX_TOKENS_PER_FORWARD).contains(&turn_tokens) {
+            return Err(ConfigError::TurnTokens(turn_tokens));
+        }
+        Ok(EngineConfig {
+            model_roots: self.model_roots()?,
+            turn_tokens,
+            ..config
+        })
+    }
+
     fn model_roots(&self) -> Result<ModelRoots, ConfigError> {
         // An empty variable says nothing.
         let is_named = |root: &&PathBuf| !root.as_os_str().is_empty();
@@ -295,6 +316,7 @@ impl EngineFlags {
             model_keep_alive,
             model_roots: ModelRoots::everything(),
             models: Arc::new(Checkpoints),
+            turn_tokens: device.turn_tokens(),
         })
     }
 }
@@ -325,6 +347,9 @@ mod tests {
         let config = serve(&["--device", "cpu", "--memory-fraction", "0.5"]).expect("it is valid");
         assert_eq!(config.engine.device, Device::Cpu);
         assert_eq!(config.engine.model_keep_alive, Duration::from_secs(300));
+        assert_eq!(config.engine.turn_tokens, Device::Cpu.turn_tokens());
+        let long_turns = serve(&["--turn-tokens", "4096"]).expect("it is valid");
+        assert_eq!(long_turns.engine.turn_tokens, 4096);
         assert!(!config.debug);
         assert!(serve(&["--debug"]).expect("it is valid").debug);
     }
@@ -336,6 +361,13 @@ mod tests {
             assert!(
                 matches!(result, Err(ConfigError::MemoryFraction(_))),
                 "{fraction}"
+            );
+        }
+        for turn_tokens in ["0", "63", "131073"] {
+            let result = serve(&["--turn-tokens", turn_tokens]);
+            assert!(
+                matches!(result, Err(ConfigError::TurnTokens(_))),
+                "{turn_tokens}"
             );
         }
         assert!(matches!(

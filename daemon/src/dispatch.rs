@@ -3,32 +3,33 @@
 //! Never waits for a frontend or for the engine, so that heartbeats and `metald status` are
 //! answered while a model loads.
 
+mod report;
+
 use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
 use std::time::{Duration, Instant};
 
+use metal_rpc_protocol::limits::MAX_WEIGHT;
 use metal_rpc_protocol::{
     ErrorCode, ErrorReply, Hello, PROTOCOL_VERSION, Reply, ReplyEnvelope, Request, RequestEnvelope,
-    Scope, SessionStatus, SessionToken, StatusReport, Welcome, decode_request, encode_reply,
+    Scope, SessionToken, Welcome, decode_request, encode_reply,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
-use crate::engine::{EngineHandle, EngineMessage, EngineRequest, SessionUse};
-use crate::limits::{HEARTBEAT_MS, LEASE_MS, MAX_MESSAGES_QUEUED, MAX_SESSIONS};
+use crate::engine::{EngineHandle, EngineMessage, EngineRequest};
+use crate::limits::{HEARTBEAT_MS, LEASE_MS, MAX_LOOSE_REPLIES, MAX_MESSAGES_QUEUED, MAX_SESSIONS};
 use crate::outbox::{self, Outbox};
+use crate::session::Registry;
 use crate::session::registry::{Binding, Connection};
-use crate::session::{Registry, SessionId};
 use crate::socket::{Peer, SendReply, SocketReceiver};
 
 /// How often leases are looked at.
 const LEASE_CHECK: Duration = Duration::from_millis(250);
 /// How long frontends have to read their last replies when the daemon stops.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Replies outside of sessions on their way at the same time; more are dropped.
-const MAX_LOOSE_REPLIES: usize = 64;
 
 /// What the daemon says about itself.
 #[derive(Clone, Debug)]
@@ -106,10 +107,7 @@ impl<S: SendReply> Dispatcher<S> {
         } = envelope;
         match (session, request) {
             (_, Request::Hello(hello)) => self.open(peer, seq, hello, received),
-            (_, Request::Status) => {
-                let report = self.report(received);
-                self.reply_outside(peer, seq, Reply::StatusReport(report));
-            }
+            (_, Request::Status) => self.report(peer, seq, received),
             (Some(token), request) => {
                 self.dispatch_in_session(peer, token, (seq, received), request)
             }
@@ -197,22 +195,12 @@ impl<S: SendReply> Dispatcher<S> {
         hello: Hello,
         now: Instant,
     ) -> Result<(), ErrorReply> {
-        let spoken = hello.min_protocol_version..=hello.max_protocol_version;
-        if !spoken.contains(&PROTOCOL_VERSION) {
-            let message = format!(
-                "metald {} speaks protocol version {PROTOCOL_VERSION}, this frontend {} to {}; \
-                 install the same version of both",
-                env!("CARGO_PKG_VERSION"),
-                hello.min_protocol_version,
-                hello.max_protocol_version
-            );
-            return Err(refusal(ErrorCode::UnsupportedProtocol, message));
-        }
+        check_hello(&hello)?;
         if self.registry.len() >= MAX_SESSIONS {
             let message = format!("{MAX_SESSIONS} frontends are connected, which is the most");
             return Err(refusal(ErrorCode::TooManySessions, message));
         }
-        let frontend = hello.frontend.clone();
+        let (frontend, weight) = (hello.frontend.clone(), hello.weight);
         let (outbox, replies) = Outbox::new();
         let opened = self.registry.open(hello, peer.clone(), outbox.clone(), now);
         let (token, connection) = opened.map_err(|error| {
@@ -249,6 +237,7 @@ impl<S: SendReply> Dispatcher<S> {
         self.tell_engine(EngineMessage::Open {
             session,
             frontend,
+            weight,
             outbox,
         });
         Ok(())
@@ -302,45 +291,6 @@ impl<S: SendReply> Dispatcher<S> {
         }
     }
 
-    fn report(&self, now: Instant) -> StatusReport {
-        let engine = self
-            .engine
-            .status
-            .lock()
-            .expect("nobody panics while holding it")
-            .clone();
-        let used_by = |id: SessionId| -> SessionUse {
-            let found = engine.sessions.iter().find(|(session, _)| *session == id);
-            found.map(|(_, used)| used.clone()).unwrap_or_default()
-        };
-        let sessions = self.registry.iter().map(|connection| {
-            let used = used_by(connection.id);
-            SessionStatus {
-                frontend: connection.hello.frontend.clone(),
-                pid: connection.hello.pid,
-                vllm_version: connection.hello.vllm_version.clone(),
-                model: used.model,
-                running_requests: used.running_requests,
-                granted_blocks: used.granted_blocks,
-                used_blocks: used.used_blocks,
-                steps: used.steps,
-                tokens: used.tokens,
-                silent_ms: u64::try_from((now - connection.last_heard).as_millis())
-                    .unwrap_or(u64::MAX),
-            }
-        });
-        StatusReport {
-            pid: std::process::id(),
-            epoch: self.info.epoch,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: self.info.started.elapsed().as_secs(),
-            device: self.info.device.clone(),
-            sessions: sessions.collect(),
-            models: engine.models,
-            kv: engine.kv,
-        }
-    }
-
     /// Answers a peer that has no session. Dropped if too many such answers are on their way.
     fn reply_outside(&mut self, peer: &Peer, seq: u64, reply: Reply) {
         let Ok(permit) = Arc::clone(&self.loose_replies).try_acquire_owned() else {
@@ -375,6 +325,29 @@ impl<S: SendReply> Dispatcher<S> {
             warn!("some frontends did not read their last replies");
         }
     }
+}
+
+/// Checks what a frontend says of itself.
+fn check_hello(hello: &Hello) -> Result<(), ErrorReply> {
+    let spoken = hello.min_protocol_version..=hello.max_protocol_version;
+    if !spoken.contains(&PROTOCOL_VERSION) {
+        let message = format!(
+            "metald {} speaks protocol version {PROTOCOL_VERSION}, this frontend {} to {}; \
+                 install the same version of both",
+            env!("CARGO_PKG_VERSION"),
+            hello.min_protocol_version,
+            hello.max_protocol_version
+        );
+        return Err(refusal(ErrorCode::UnsupportedProtocol, message));
+    }
+    if !(1..=MAX_WEIGHT).contains(&hello.weight) {
+        let message = format!(
+            "weight (METAL_RPC_WEIGHT) must be 1 to {MAX_WEIGHT}, but is {}",
+            hello.weight
+        );
+        return Err(refusal(ErrorCode::BadMessage, message));
+    }
+    Ok(())
 }
 
 /// The clock of leases, which tests may stop.

@@ -1,7 +1,11 @@
 //! The engine: the one thread that builds and submits MLX graphs.
 //!
-//! READ THIS FIRST. [`Engine::step`] is the way of a step: collect, build, forward, sample, hand
-//! over. It owns weights, caches and requests, so nothing on this way takes a lock.
+//! READ THIS FIRST. [`Engine::step`] is the way of a step: apply, choose, take a chunk, forward,
+//! sample, hand over. It owns weights, caches and requests, so nothing on this way takes a lock.
+//!
+//! # Sharing
+//! A frontend's step is applied at once and answered at once. In between it runs in one forward,
+//! merged with what others have ready, or in several of them if it is long and others wait.
 //!
 //! # Pipelining
 //! `step` never waits for the device. It submits a graph and hands the arrays that will hold the
@@ -15,35 +19,38 @@
 //! - What a session does wrong ends that session and nothing else.
 
 mod control;
+mod forward;
 mod grant;
 mod handle;
 mod loading;
 mod message;
 mod prompt_scores;
 mod sampling;
+#[cfg(test)]
+mod simulation;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use metal_rpc_kernels::KernelError;
-use metal_rpc_protocol::{ErrorCode, ErrorReply, Reply, Scope, StepResult};
-use mlx_rs::Array;
-use mlx_rs::transforms::async_eval;
-use tracing::{debug, warn};
+use metal_rpc_kernels::{KernelError, is_out_of_memory};
+use metal_rpc_protocol::{ErrorCode, ErrorReply, Scope, ServedStatus};
+use tracing::warn;
 
-use crate::batch::admission::{Candidate, next_forward};
-use crate::batch::{BatchedStep, InputBatch};
+use crate::batch::admission::{Candidate, NextForward, next_forward};
+use crate::batch::turns::Turns;
 use crate::device::{Device, MemoryBudget};
+use crate::limits::MAX_TOKENS_PER_FORWARD;
 use crate::models::loaded::{LoadedModel, ModelKey};
 use crate::models::{Loader, ModelError, ModelRoots};
 use crate::reply::Submitted;
-use crate::session::state::WaitingStep;
-use crate::session::{Session, SessionId, ValidStep};
+use crate::session::state::{Unanswered, WaitingStep};
+use crate::session::{BegunStep, Session, SessionId};
 
+use forward::Chunk;
 pub use handle::EngineHandle;
 use loading::Loading;
 pub use message::{EngineMessage, EngineRequest};
@@ -67,6 +74,19 @@ pub enum EngineError {
     Mlx(#[from] mlx_rs::error::Exception),
 }
 
+impl EngineError {
+    /// The code that travels to the frontend.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Model(error) => error.code(),
+            Self::Kernel(error) if error.is_out_of_memory() => ErrorCode::OutOfMemory,
+            Self::Mlx(error) if is_out_of_memory(error) => ErrorCode::OutOfMemory,
+            Self::Kernel(_) | Self::Mlx(_) => ErrorCode::StepFailed,
+        }
+    }
+}
+
 /// What the engine is started with.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -80,6 +100,8 @@ pub struct EngineConfig {
     pub model_roots: ModelRoots,
     /// What makes models of folders.
     pub models: Arc<dyn Loader>,
+    /// Most tokens of a forward while several frontends share the device.
+    pub turn_tokens: u32,
 }
 
 /// State of the engine thread.
@@ -90,14 +112,16 @@ pub struct Engine {
     /// For the threads that load models.
     messages: SyncSender<EngineMessage>,
     submitted: SyncSender<Submitted>,
-    status: Arc<Mutex<EngineStatus>>,
     /// In the order of opening, so that nothing depends on a hash.
     sessions: BTreeMap<SessionId, Session>,
     models: HashMap<ModelKey, LoadedModel>,
     loading: HashMap<ModelKey, Loading>,
     /// Steps whose logits wait for their grammar.
     held: HashMap<SessionId, HeldStep>,
+    turns: Turns,
     num_in_flight: usize,
+    /// What was done since the start.
+    served: ServedStatus,
 }
 
 /// The ends of the engine's channels.
@@ -109,8 +133,6 @@ pub struct EngineChannels {
     pub messages: SyncSender<EngineMessage>,
     /// Work for the reply thread.
     pub submitted: SyncSender<Submitted>,
-    /// What `metald status` shows.
-    pub status: Arc<Mutex<EngineStatus>>,
 }
 
 impl Engine {
@@ -121,19 +143,19 @@ impl Engine {
             queue,
             messages,
             submitted,
-            status,
         } = channels;
         Self {
+            turns: Turns::new(config.turn_tokens),
             config,
             queue,
             messages,
             submitted,
-            status,
             sessions: BTreeMap::new(),
             models: HashMap::new(),
             loading: HashMap::new(),
             held: HashMap::new(),
             num_in_flight: 0,
+            served: ServedStatus::default(),
         }
     }
 
@@ -166,188 +188,113 @@ impl Engine {
             next = self.queue.try_recv().ok();
         }
         while self.step() {}
-        self.publish_status();
         ControlFlow::Continue(())
     }
 
-    /// Submits one forward over the steps that are ready together. False if there is none.
+    /// Submits one forward over what is ready together. False if there is nothing to submit.
     fn step(&mut self) -> bool {
-        let Some((key, steps)) = self.collect() else {
+        self.begin_steps();
+        let Some(forward) = self.next_forward() else {
             return false;
         };
-        let sessions: Vec<_> = steps
+        let chunks = self.take_chunks(&forward.shares);
+        self.served.forwards += 1;
+        let steps: Vec<_> = chunks
             .iter()
-            .map(|(session, step)| (*session, step.seq))
+            .map(|c| (c.session, c.begun.step.seq))
             .collect();
-        if let Err(error) = self.forward(&key, steps) {
-            for (session, seq) in sessions {
+        if let Err(error) = self.forward(&forward.model, chunks) {
+            for (session, seq) in steps {
                 let message = format!("the step failed: {error}");
-                self.end_session(session, seq, ErrorCode::StepFailed, message);
+                self.end_session(session, seq, error.code(), message);
             }
         }
         true
     }
 
-    /// Takes the steps that run together from their sessions, applied and checked.
-    fn collect(&mut self) -> Option<(ModelKey, Vec<(SessionId, ValidStep)>)> {
-        loop {
-            let candidates = self.candidates();
-            let chosen = next_forward(&candidates, self.num_in_flight);
-            let key = self.sessions[chosen.first()?].model.clone()?;
-            let steps: Vec<_> = chosen
-                .into_iter()
-                .filter_map(|session| self.take_step(session))
-                .collect();
-            if !steps.is_empty() {
-                return Some((key, steps));
+    /// Applies the oldest waiting step of each session that has none begun.
+    fn begin_steps(&mut self) {
+        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for id in sessions {
+            while self.may_begin(id) {
+                self.begin_step(id);
             }
         }
     }
 
-    fn candidates(&self) -> Vec<Candidate> {
-        self.sessions
-            .iter()
-            .filter_map(|(id, session)| {
-                // A step needs the tokens of the one before, so it waits for that one's grammar.
-                let waiting = session
-                    .waiting
-                    .front()
-                    .filter(|_| !self.held.contains_key(id));
-                Some(Candidate {
-                    session: *id,
-                    model: session.model.clone()?,
-                    waiting_since: waiting.map(|step| step.received),
-                    num_tokens: waiting.map_or(0, |step| step.exec.handles.len()),
-                    is_in_flight: session.num_in_flight > 0,
-                })
-            })
-            .collect()
+    fn may_begin(&self, id: SessionId) -> bool {
+        // A step needs the tokens of the one before, so it waits for that one's grammar.
+        let is_held = self.held.contains_key(&id);
+        let session = self.sessions.get(&id);
+        !is_held && session.is_some_and(Session::may_begin)
     }
 
-    /// Applies the oldest waiting step of a session. None if it needs no forward or was refused.
-    fn take_step(&mut self, id: SessionId) -> Option<(SessionId, ValidStep)> {
-        let session = self.sessions.get_mut(&id)?;
+    /// Applies and checks a step.
+    fn begin_step(&mut self, id: SessionId) {
+        let session = self.sessions.get_mut(&id).expect("`may_begin` has looked");
         let WaitingStep {
             seq,
             received,
             exec,
-        } = session.waiting.pop_front()?;
-        let model = session
-            .model
-            .as_ref()
-            .and_then(|key| self.models.get_mut(key))?;
-        let (cache, pool) = (session.cache.as_mut()?, &mut model.cache.as_mut()?.pool);
+        } = session.waiting.pop_front().expect("`may_begin` has looked");
+        let key = session.model.as_ref().expect("a cache has a model");
+        let model = self.models.get_mut(key).expect("a session keeps its model");
+        let cache = session.cache.as_mut().expect("steps come after the cache");
+        let pool = &mut model.cache.as_mut().expect("and that after this").pool;
         match cache.apply((seq, received), exec, pool) {
             Ok(step) if step.rows.is_empty() => {
                 session
-                    .outbox
-                    .send(seq, Reply::StepResult(StepResult::default()));
-                None
+                    .unanswered
+                    .push_back(Unanswered { runs_tokens: false });
+                self.answer_empty(id, seq, received);
             }
             Ok(step) => {
-                session.num_in_flight += 1;
-                session.num_tokens += u64::from(step.num_tokens);
-                Some((id, step))
+                session
+                    .unanswered
+                    .push_back(Unanswered { runs_tokens: true });
+                session.begun = Some(BegunStep::new(step));
             }
-            Err(error) => {
-                self.end_session(id, seq, ErrorCode::InvalidStep, error.to_string());
-                None
-            }
+            Err(error) => self.end_session(id, seq, ErrorCode::InvalidStep, error.to_string()),
         }
     }
 
-    /// Builds and submits one forward.
-    fn forward(
-        &mut self,
-        key: &ModelKey,
-        steps: Vec<(SessionId, ValidStep)>,
-    ) -> Result<(), EngineError> {
-        let submitted = Instant::now();
-        for (session, step) in &steps {
-            self.write_new_tokens(*session, step)?;
-        }
-        let model = self.models.get_mut(key).expect("a session keeps its model");
-        let cache = model
-            .cache
-            .as_mut()
-            .expect("steps come after the cache was created");
-        let batched: Vec<BatchedStep<'_>> = steps
+    fn next_forward(&mut self) -> Option<NextForward> {
+        let candidates: Vec<Candidate> = self
+            .sessions
             .iter()
-            .map(|(id, step)| {
-                let cache = self.sessions[id]
-                    .cache
-                    .as_ref()
-                    .expect("the step was applied to it");
-                BatchedStep {
-                    step,
-                    token_table: &cache.token_table,
-                }
+            .filter_map(|(id, session)| {
+                Some(Candidate {
+                    session: *id,
+                    model: session.model.clone()?,
+                    weight: session.weight,
+                    ready_tokens: session.begun.as_ref().map_or(0, BegunStep::num_left),
+                    is_busy: session.is_busy(),
+                })
             })
             .collect();
-        let batch = InputBatch::build(&batched, cache.block_size)?;
-        debug!(
-            num_sessions = steps.len(),
-            num_tokens = batch.num_tokens,
-            "forward"
-        );
-
-        let hidden = model.model.forward(&batch.input, &mut cache.kv)?;
-        let logits = match &batch.logits_indices {
-            Some(indices) => Some(model.model.logits(&hidden.take_axis(indices, 0)?)?),
-            None => None,
+        let num_sharing = self.sessions.values().filter(|s| s.cache.is_some()).count();
+        let max_tokens = match num_sharing {
+            0 | 1 => MAX_TOKENS_PER_FORWARD,
+            _ => self.config.turn_tokens,
         };
-        self.sample(key, steps, (hidden, logits), submitted)
+        next_forward(&candidates, &mut self.turns, self.num_in_flight, max_tokens)
     }
 
-    /// Puts the tokens of new requests into the session's token table.
-    fn write_new_tokens(&mut self, id: SessionId, step: &ValidStep) -> Result<(), EngineError> {
-        if step.new_tokens.is_empty() {
-            return Ok(());
-        }
-        let cache = self
-            .sessions
-            .get_mut(&id)
-            .and_then(|session| session.cache.as_mut());
-        let table = &mut cache.expect("the step was applied to it").token_table;
-        let mut token_ids = Vec::new();
-        let mut slots = Vec::new();
-        for (handle, tokens) in &step.new_tokens {
-            token_ids.extend_from_slice(tokens);
-            slots.extend(
-                (0_u32..)
-                    .zip(tokens)
-                    .map(|(position, _)| table.slot(*handle, position)),
-            );
-        }
-        let len = i32::try_from(slots.len()).expect("a message's size is limited");
-        table.write(
-            &Array::from_slice(&token_ids, &[len]),
-            &Array::from_slice(&slots, &[len]),
-        )?;
-        Ok(())
-    }
-
-    /// Starts the work on the device and has the reply thread wait for it.
-    ///
-    /// From then on `submitted` belongs to that thread: no handle of its arrays stays here.
-    fn submit(&mut self, outputs: Vec<Array>, submitted: Submitted) -> Result<(), EngineError> {
-        async_eval(&outputs)?;
-        drop(outputs);
-        self.num_in_flight += 1;
-        if self.submitted.send(submitted).is_err() {
-            warn!("the reply thread is gone");
-        }
-        Ok(())
-    }
-
-    fn completed(&mut self, sessions: &[SessionId]) {
-        self.num_in_flight -= 1;
-        for id in sessions {
-            if let Some(session) = self.sessions.get_mut(id) {
-                session.num_in_flight -= 1;
-                session.num_steps += 1;
+    /// Takes the begun steps of these sessions, and of each the tokens that run now.
+    fn take_chunks(&mut self, shares: &[(SessionId, u32)]) -> Vec<Chunk> {
+        let take = |(id, num_tokens): &(SessionId, u32)| {
+            let session = self.sessions.get_mut(id).expect("it was a candidate");
+            session.num_tokens += u64::from(*num_tokens);
+            self.served.tokens += u64::from(*num_tokens);
+            let mut begun = session.begun.take().expect("it has ready tokens");
+            let parts = begun.take_chunk(*num_tokens);
+            Chunk {
+                session: *id,
+                begun,
+                parts,
             }
-        }
+        };
+        shares.iter().map(take).collect()
     }
 
     /// Ends a session that cannot go on, in answer to its message `seq`.

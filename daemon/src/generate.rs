@@ -95,6 +95,7 @@ pub fn run(flags: &GenerateFlags) -> Result<(), GenerateError> {
     frontend.tell(EngineMessage::Open {
         session: SESSION,
         frontend: "generate".into(),
+        weight: 1,
         outbox,
     })?;
     let result = frontend.generate(flags, prompt, &eos, &tokenizer);

@@ -15,11 +15,22 @@ pub const MAX_GUESTS: usize = MAX_SESSIONS + 16;
 /// its grammar, and as many that run nothing. A frontend that sends faster is refused.
 pub const MAX_MESSAGES_QUEUED: usize = 4 * MAX_STEPS_IN_FLIGHT;
 
-/// Messages waiting for the engine: what each session may queue, its opening and its closing.
-pub const ENGINE_QUEUE_DEPTH: usize = MAX_SESSIONS * (MAX_MESSAGES_QUEUED + 2);
+/// Answers outside of sessions on their way at the same time; more are dropped.
+pub const MAX_LOOSE_REPLIES: usize = 64;
+
+/// Messages waiting for the engine: what each session may queue, its opening and its closing, and
+/// questions after its status.
+pub const ENGINE_QUEUE_DEPTH: usize = MAX_SESSIONS * (MAX_MESSAGES_QUEUED + 2) + MAX_LOOSE_REPLIES;
 
 /// Steps of one session that have not been submitted, those that run nothing included.
 pub const MAX_STEPS_WAITING: usize = 4 * MAX_STEPS_IN_FLIGHT;
+
+/// Steps of one session that have been applied and not answered, those that run nothing included.
+pub const MAX_STEPS_UNANSWERED: usize = 4 * MAX_STEPS_IN_FLIGHT;
+
+/// Work that the reply thread waits for: every step that may be unanswered on its own, and the
+/// forwards that answer none because their steps end later. The engine never waits for room.
+pub const SUBMITTED_DEPTH: usize = MAX_SESSIONS * MAX_STEPS_UNANSWERED + MAX_FORWARDS_IN_FLIGHT;
 
 /// Replies waiting for one frontend to read them: a result and an error per step, and the
 /// progress of a load. A session whose queue is full is closed.
@@ -28,8 +39,11 @@ pub const REPLY_QUEUE_DEPTH: usize = 256;
 /// Forwards that the device has to do: one runs, one is built on its result.
 pub const MAX_FORWARDS_IN_FLIGHT: usize = 2;
 
-/// Tokens of one forward, all sessions together.
-pub const MAX_TOKENS_PER_FORWARD: usize = MAX_TOKENS_PER_STEP;
+/// Tokens of one forward.
+pub const MAX_TOKENS_PER_FORWARD: u32 = 1 << 17;
+
+/// The least that `--turn-tokens` may be: a token for each session.
+pub const MIN_TURN_TOKENS: u32 = 64;
 
 /// How often a frontend should be heard, in milliseconds.
 pub const HEARTBEAT_MS: u32 = 1_000;
@@ -38,5 +52,7 @@ pub const HEARTBEAT_MS: u32 = 1_000;
 /// on a machine under load.
 pub const LEASE_MS: u32 = 8_000;
 
+const _: () = assert!(MAX_TOKENS_PER_FORWARD as usize == MAX_TOKENS_PER_STEP);
+const _: () = assert!(MIN_TURN_TOKENS as usize >= MAX_SESSIONS);
 const _: () = assert!(ENGINE_QUEUE_DEPTH <= 1024);
 const _: () = assert!(LEASE_MS >= 4 * HEARTBEAT_MS);

@@ -19,12 +19,12 @@ use crate::outbox::Outbox;
 use crate::sampler::{PromptScores, Sampled, SampledLogprobs};
 use crate::session::SessionId;
 
-/// A submitted forward, or the sampling of one that waited for its grammar.
+/// A submitted forward, the sampling of one that waited for its grammar, or steps that run nothing.
 #[derive(Debug)]
 pub struct Submitted {
-    /// Ready when the forward is done; absent if that was submitted before.
+    /// Ready when the forward is done; absent if it is none.
     pub done: Option<Array>,
-    /// The steps that it answers.
+    /// The steps that end with it.
     pub replies: Vec<PendingReply>,
 }
 
@@ -61,7 +61,7 @@ pub fn run(submitted: &Receiver<Submitted>, engine: &SyncSender<EngineMessage>) 
 /// Waits for a forward and answers its steps.
 pub fn answer_all(forward: Submitted, engine: &SyncSender<EngineMessage>) {
     let done = forward.done.as_ref().map_or(Ok(()), kernels::wait);
-    let failed = done.err().map(|error| error.to_string());
+    let failed = done.err().map(|error| Failure::of(&error));
     let sessions = forward.replies.iter().map(|reply| reply.session).collect();
     let answers: Vec<_> = forward
         .replies
@@ -70,7 +70,7 @@ pub fn answer_all(forward: Submitted, engine: &SyncSender<EngineMessage>) {
             let (outbox, seq) = (reply.outbox.clone(), reply.seq);
             let result = match &failed {
                 Some(error) => Err(error.clone()),
-                None => read(reply).map_err(|error| error.to_string()),
+                None => read(reply).map_err(|error| Failure::of(&error)),
             };
             (outbox, seq, result)
         })
@@ -78,18 +78,38 @@ pub fn answer_all(forward: Submitted, engine: &SyncSender<EngineMessage>) {
     // Before the answers leave: a frontend that has one may send its next step, and the engine
     // has to know by then that this one is no longer in flight. While the daemon stops, the
     // engine is gone and what it submitted is still answered.
-    let _ = engine.send(EngineMessage::Completed { sessions });
+    let _ = engine.send(EngineMessage::Completed {
+        sessions,
+        was_forward: forward.done.is_some(),
+    });
     for (outbox, seq, result) in answers {
         answer(&outbox, seq, result);
     }
 }
 
-fn answer(outbox: &Outbox, seq: u64, result: Result<StepResult, String>) {
+/// Why a step has no result.
+#[derive(Clone, Debug)]
+struct Failure {
+    code: ErrorCode,
+    message: String,
+}
+
+impl Failure {
+    fn of(error: &KernelError) -> Self {
+        let code = match error.is_out_of_memory() {
+            true => ErrorCode::OutOfMemory,
+            false => ErrorCode::StepFailed,
+        };
+        let message = format!("the device could not run the step: {error}");
+        Self { code, message }
+    }
+}
+
+fn answer(outbox: &Outbox, seq: u64, result: Result<StepResult, Failure>) {
     match result {
         Ok(result) => outbox.send(seq, Reply::StepResult(result)),
-        Err(error) => {
-            let (code, scope) = (ErrorCode::StepFailed, Scope::Session);
-            let message = format!("the device could not run the step: {error}");
+        Err(Failure { code, message }) => {
+            let scope = Scope::Session;
             outbox.send_error(
                 seq,
                 ErrorReply {

@@ -77,6 +77,7 @@ fn text(report: &StatusReport) -> String {
         uptime_s,
         device,
         kv,
+        served,
         ..
     } = report;
     line(format_args!(
@@ -88,6 +89,16 @@ fn text(report: &StatusReport) -> String {
         kv.granted_bytes >> 20,
         kv.used_bytes >> 20
     ));
+    line(format_args!(
+        "served     {} steps of {} tokens in {} forwards; {} MiB of memory in all",
+        served.steps,
+        served.tokens,
+        served.forwards,
+        report.footprint_bytes >> 20
+    ));
+    if report.engine_us.is_none() {
+        line(format_args!("engine     did not answer within a second"));
+    }
     for model in &report.models {
         line(format_args!(
             "model      {} ({}, {}, {} MiB, {} frontends)",
@@ -100,9 +111,10 @@ fn text(report: &StatusReport) -> String {
     }
     for session in &report.sessions {
         line(format_args!(
-            "frontend   {} (pid {}): {} requests, {}/{} blocks, {} steps, {} tokens",
+            "frontend   {} (pid {}, weight {}): {} requests, {}/{} blocks, {} steps, {} tokens",
             session.frontend,
             session.pid,
+            session.weight,
             session.running_requests,
             session.used_blocks,
             session.granted_blocks,

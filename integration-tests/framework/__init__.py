@@ -6,6 +6,7 @@
 - `wire`: the protocol's messages, written from protocol/PROTOCOL.md
 - `frontend`: a frontend without vLLM; sends any message, right or wrong
 - `network`: what is said on a daemon's TCP endpoint
+- `load`: a frontend that is always busy, for benchmarks
 - `greedy`: a scheduler of a page, for tests that want tokens from a `Frontend`
 - `server`: `vllm serve` as a subprocess
 - `client`: the `openai` package, asking a server

@@ -130,7 +130,7 @@ class Frontend(Peer):
 
     # ---- The set-up ----
 
-    def hello(self, name: str = "integration-test") -> Body:
+    def hello(self, name: str = "integration-test", weight: int = 1) -> Body:
         """Opens a session."""
         welcome = self.call(
             "Hello",
@@ -140,6 +140,7 @@ class Frontend(Peer):
             vllm_version="0.33.0",
             frontend=name,
             pid=os.getpid(),
+            weight=weight,
         )
         self.session = welcome["session"]
         return welcome

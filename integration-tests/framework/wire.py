@@ -14,7 +14,7 @@ Body = dict[str, Any]
 # Requests, replies and structures, each with its fields in the order of the wire. After a colon: a
 # structure or an array of raw numbers; `*` is a list of them, `?` one that may be nil.
 _SPECS: Final = {
-    "Hello": "min_protocol_version max_protocol_version vllm_version frontend pid",
+    "Hello": "min_protocol_version max_protocol_version vllm_version frontend pid weight",
     "LoadModel": "path dtype max_model_len max_num_seqs max_num_batched_tokens logprobs_mode",
     "ReserveMemory": "memory_fraction",
     "CreateCache": "num_blocks block_size groups",
@@ -38,7 +38,8 @@ _SPECS: Final = {
     "Pong": "",
     "Farewell": "",
     "StatusReport": (
-        "pid epoch version uptime_s device sessions:SessionStatus* models:ModelStatus* kv:KvStatus"
+        "pid epoch version uptime_s device sessions:SessionStatus* models:ModelStatus* kv:KvStatus "
+        "served:ServedStatus footprint_bytes engine_us"
     ),
     "Error": "code scope message",
     "NewRequest": (
@@ -61,11 +62,12 @@ _SPECS: Final = {
     "RowError": "row message",
     "KvCacheSpec": "layer_name num_kv_heads head_dim dtype sliding_window",
     "SessionStatus": (
-        "frontend pid vllm_version model running_requests granted_blocks used_blocks steps tokens "
-        "silent_ms"
+        "frontend pid vllm_version model running_requests reserved_bytes granted_blocks "
+        "used_blocks steps tokens weight silent_ms lease_left_ms"
     ),
     "ModelStatus": "path model_type dtype weights_bytes sessions",
     "KvStatus": "budget_bytes granted_bytes used_bytes",
+    "ServedStatus": "forwards steps tokens",
 }
 # Opcodes count from 1 in this order.
 _NAMES: Final = list(_SPECS)

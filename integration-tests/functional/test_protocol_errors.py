@@ -231,8 +231,17 @@ def test_a_protocol_version_of_the_future_is_refused(daemon: Daemon) -> None:
             vllm_version="9.9",
             frontend="future",
             pid=1,
+            weight=1,
         )
     assert caught.value.code == "UnsupportedProtocol"
+
+
+@pytest.mark.parametrize("weight", [0, 101])
+def test_a_weight_out_of_range_is_refused(daemon: Daemon, weight: int) -> None:
+    with Frontend(daemon.endpoint) as frontend, pytest.raises(DaemonError) as caught:
+        frontend.hello(weight=weight)
+    assert caught.value.code == "BadMessage"
+    assert "METAL_RPC_WEIGHT" in caught.value.message
 
 
 GARBAGE: dict[str, bytes] = {

@@ -47,5 +47,23 @@ pub enum KernelError {
     Mlx(#[from] Exception),
 }
 
+impl KernelError {
+    /// Whether memory ran out.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Mlx(error) if is_out_of_memory(error))
+    }
+}
+
+/// Whether MLX found no memory. It says so in words alone: `std::bad_alloc`, `[malloc] Unable to
+/// allocate`, `[metal::malloc] Attempting to allocate`, `mmap: Cannot allocate memory`.
+#[must_use]
+pub fn is_out_of_memory(error: &Exception) -> bool {
+    let what = error.what().to_lowercase();
+    ["bad_alloc", "allocate", "out of memory"]
+        .iter()
+        .any(|said| what.contains(said))
+}
+
 /// Result of everything in this crate.
 pub type Result<T> = std::result::Result<T, KernelError>;

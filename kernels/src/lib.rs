@@ -13,6 +13,7 @@
 //! | `simd`, `dot`, `element` | eight lanes; dot products of rows; f32, bf16, f16 |
 //! | `product` | rows times weights of any format: the algorithm of all linear layers |
 //! | `check`, `error` | what every function checks, and says when it fails |
+//! | `footprint` | memory of this process, as the system counts it |
 //! | `memory` | reserved pools, and reading results from other threads |
 //! | `delay` | a node that takes time, to measure what surrounds a model |
 //!
@@ -29,6 +30,7 @@ mod dot;
 mod element;
 mod error;
 mod ffi;
+mod footprint;
 mod gpu;
 mod memory;
 mod node;
@@ -73,8 +75,9 @@ pub use add_rms_norm::add_rms_norm;
 pub use argmax::argmax;
 pub use delay::delay;
 pub use dispatch::{Dispatched, ExpertGroups, combine, dispatch};
-pub use error::{KernelError, Result};
+pub use error::{KernelError, Result, is_out_of_memory};
 pub use expert_linear::{expert_linear, quantized_expert_linear};
+pub use footprint::footprint_bytes;
 pub use linear::linear;
 pub use memory::{
     data_ptr, filled, gpu_memory_bytes, is_available, reader, reserve, to_vec_f32, to_vec_i32, wait,

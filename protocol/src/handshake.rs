@@ -20,6 +20,9 @@ pub struct Hello {
     pub frontend: String,
     /// Process id of the frontend.
     pub pid: u32,
+    /// Its share of the device, relative to other frontends': 1 to
+    /// [`MAX_WEIGHT`](crate::limits::MAX_WEIGHT).
+    pub weight: u32,
 }
 
 /// A session was opened.

@@ -40,7 +40,7 @@ pub use message::{Reply, ReplyEnvelope, Request, RequestEnvelope, SessionToken};
 pub use sampling::{
     GrammarBitmask, Logprobs, PromptLogprobTokenIds, SamplingParams, ThinkingBudget,
 };
-pub use status::{KvStatus, ModelStatus, SessionStatus, StatusReport};
+pub use status::{KvStatus, ModelStatus, ServedStatus, SessionStatus, StatusReport};
 pub use step::{
     Exec, NewBlocks, NewRequest, PromptLogprobs, PromptTokenIdLogprobs, RowError, Sample,
     StepResult,

@@ -40,6 +40,9 @@ pub const MAX_PROMPT_LOGPROB_TOKEN_IDS: usize = 1 << 22;
 /// Groups of layers that share a block table: one per kind of attention, and room.
 pub const MAX_KV_CACHE_GROUPS: usize = 64;
 
+/// The most that one frontend's share of the device may be, relative to another's.
+pub const MAX_WEIGHT: u32 = 100;
+
 /// Steps that a session may have waiting or running: one runs, one is built on its result.
 pub const MAX_STEPS_IN_FLIGHT: usize = 2;
 

@@ -21,6 +21,24 @@ pub struct StatusReport {
     pub models: Vec<ModelStatus>,
     /// The KV cache over all models.
     pub kv: KvStatus,
+    /// What was done since the start.
+    pub served: ServedStatus,
+    /// Memory of the daemon's process, as the system counts it, in bytes.
+    pub footprint_bytes: u64,
+    /// How long the engine took to answer, in microseconds. Absent if it did not answer within a
+    /// second: what it knows (`models`, `kv`, `served`, parts of `sessions`) is missing then.
+    pub engine_us: Option<u32>,
+}
+
+/// What the daemon did since its start, sessions that are closed included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedStatus {
+    /// Passes of a model, each of which may serve several steps.
+    pub forwards: u64,
+    /// Steps served.
+    pub steps: u64,
+    /// Tokens computed.
+    pub tokens: u64,
 }
 
 /// One frontend.
@@ -36,6 +54,8 @@ pub struct SessionStatus {
     pub model: Option<String>,
     /// Requests that it runs.
     pub running_requests: u32,
+    /// Bytes of KV cache that it was promised, or granted.
+    pub reserved_bytes: u64,
     /// Blocks that it may use.
     pub granted_blocks: u32,
     /// Blocks that hold something.
@@ -44,8 +64,12 @@ pub struct SessionStatus {
     pub steps: u64,
     /// Tokens computed.
     pub tokens: u64,
+    /// As in [`Hello`](crate::Hello).
+    pub weight: u32,
     /// Milliseconds since its last message.
     pub silent_ms: u64,
+    /// Milliseconds of silence after which it will be closed.
+    pub lease_left_ms: u64,
 }
 
 /// One model.

@@ -94,7 +94,7 @@ def main() -> None:
 def measure_round_trip(endpoint: str) -> None:
     process = multiprocessing.get_context("spawn").Process(target=answer, args=(endpoint,))
     process.start()
-    session = Session(Options(Server(endpoint), "0", "bench", 60.0, None))
+    session = Session(Options(Server(endpoint), "0", "bench", 1, 60.0, None))
     session.open()
     encoder, step = decode_step(64)
     request = encoder.encode(step)

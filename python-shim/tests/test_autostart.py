@@ -23,7 +23,7 @@ def script(path: Path, text: str) -> Path:
 
 
 def session_of(endpoint: str, timeout_s: float = 20.0) -> Session:
-    return Session(Options(Server(endpoint), "0.33.0", "test", timeout_s, Autostart(endpoint)))
+    return Session(Options(Server(endpoint), "0.33.0", "test", 1, timeout_s, Autostart(endpoint)))
 
 
 def test_a_daemon_is_started_and_outlives_the_session(
@@ -153,6 +153,9 @@ def test_endpoint(
         ("METAL_RPC_RECOVERY_TIMEOUT_S", "soon", envs.recovery_timeout_s),
         ("VLLM_METAL_MEMORY_FRACTION", "1.5", envs.memory_fraction),
         ("VLLM_METAL_MEMORY_FRACTION", "0", envs.memory_fraction),
+        ("METAL_RPC_WEIGHT", "heavy", envs.weight),
+        ("METAL_RPC_WEIGHT", "0", envs.weight),
+        ("METAL_RPC_WEIGHT", "101", envs.weight),
         ("VLLM_METAL_BLOCK_SIZE", "16.5", envs.block_size),
     ],
 )

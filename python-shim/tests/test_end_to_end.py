@@ -117,6 +117,7 @@ def test_the_set_up_says_what_the_options_say(
     daemon: FakeDaemon, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_METAL_MEMORY_FRACTION", "0.25")
+    monkeypatch.setenv("METAL_RPC_WEIGHT", "3")
     with engine(
         model_folder, dtype="float16", block_size=8, max_num_seqs=3, max_num_batched_tokens=50
     ):
@@ -125,6 +126,7 @@ def test_the_set_up_says_what_the_options_say(
         )
     assert isinstance(hello, m.Hello)
     assert hello.frontend == model_folder.name
+    assert hello.weight == 3
     assert load == m.LoadModel(str(model_folder), "float16", 128, 3, 50, "raw_logprobs")
     assert reserve == m.ReserveMemory(0.25)
     assert create == m.CreateCache(64, 8, [[0, 1]])

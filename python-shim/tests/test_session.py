@@ -28,7 +28,7 @@ PROMPT = [5, 6, 7]
 
 
 def new_session(endpoint: str, timeout_s: float = 10.0) -> Session:
-    return Session(Options(Server(endpoint), "0.33.0", "test", timeout_s, None))
+    return Session(Options(Server(endpoint), "0.33.0", "test", 1, timeout_s, None))
 
 
 def set_up(session: Session) -> None:

@@ -1,15 +1,18 @@
-//! Which waiting steps run together, and when.
+//! Which steps run in the next forward, how much of each, and when.
 //!
-//! Steps that wait at the same time on the same model and block size share one forward, at most
-//! one of each session (its next one needs its tokens). The step that has waited longest leads.
+//! Steps that are ready on the same model share one forward; [`Turns`] says which model is next,
+//! [`shares`] how many tokens of each session's step run now. What does not fit runs in a later
+//! forward, so that a long prompt of one frontend holds up a decoding one by a bounded time.
 //!
-//! A forward is submitted while another runs only if every session of the running one already has
-//! its next step here: then nobody is left out of the merge, and the device never waits for the
-//! host. Otherwise the steps wait for each other.
+//! A forward is submitted while another runs only if every session that is at work already has its
+//! next tokens here: then nobody is left out of the merge, and the device never waits for the host.
+//! Otherwise the steps wait for each other, and nobody waits for more than the forward that runs.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
 
-use crate::limits::{MAX_FORWARDS_IN_FLIGHT, MAX_TOKENS_PER_FORWARD};
+use super::shares::{Want, shares};
+use super::turns::Turns;
+use crate::limits::MAX_FORWARDS_IN_FLIGHT;
 use crate::models::loaded::ModelKey;
 use crate::session::SessionId;
 
@@ -20,108 +23,121 @@ pub struct Candidate {
     pub session: SessionId,
     /// Its model.
     pub model: ModelKey,
-    /// When its oldest waiting step arrived, if one waits.
-    pub waiting_since: Option<Instant>,
-    /// Tokens of that step.
-    pub num_tokens: usize,
-    /// Whether a step of it is in flight.
-    pub is_in_flight: bool,
+    /// Its share of the device, relative to the others'.
+    pub weight: u32,
+    /// Tokens of its step that have not run; none if it has no step, or none that may run.
+    pub ready_tokens: u32,
+    /// Whether it will have tokens soon: a step of it is in flight, or a request of it runs.
+    pub is_busy: bool,
 }
 
-/// The sessions whose oldest waiting step makes up the next forward; none if it is better to wait.
+/// What the next forward runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextForward {
+    /// The model.
+    pub model: ModelKey,
+    /// How many tokens of whose step, at least one each.
+    pub shares: Vec<(SessionId, u32)>,
+}
+
+/// The next forward of at most `max_tokens` tokens; none if it is better to wait.
+///
+/// `max_tokens` must not be less than the number of sessions.
 #[must_use]
-pub fn next_forward(candidates: &[Candidate], forwards_in_flight: usize) -> Vec<SessionId> {
+pub fn next_forward(
+    candidates: &[Candidate],
+    turns: &mut Turns,
+    forwards_in_flight: usize,
+    max_tokens: u32,
+) -> Option<NextForward> {
     let others_are_coming = candidates
         .iter()
-        .any(|candidate| candidate.is_in_flight && candidate.waiting_since.is_none());
+        .any(|candidate| candidate.is_busy && candidate.ready_tokens == 0);
     if forwards_in_flight >= MAX_FORWARDS_IN_FLIGHT || (forwards_in_flight > 0 && others_are_coming)
     {
-        return Vec::new();
+        return None;
     }
-    let mut waiting: Vec<&Candidate> = candidates
+    let mut weights: BTreeMap<&ModelKey, u32> = BTreeMap::new();
+    for candidate in candidates {
+        let ready = if candidate.ready_tokens > 0 {
+            candidate.weight
+        } else {
+            0
+        };
+        *weights.entry(&candidate.model).or_default() += ready;
+    }
+    let model = turns.next(&weights)?;
+    let riders: Vec<&Candidate> = candidates
         .iter()
-        .filter(|candidate| candidate.waiting_since.is_some())
+        .filter(|candidate| candidate.model == model && candidate.ready_tokens > 0)
         .collect();
-    waiting.sort_by_key(|candidate| candidate.waiting_since);
-    let Some(leader) = waiting.first().copied() else {
-        return Vec::new();
-    };
-    let mut room = MAX_TOKENS_PER_FORWARD;
-    waiting
-        .into_iter()
-        .filter(|candidate| candidate.model == leader.model)
-        .take_while(|candidate| {
-            let fits = candidate.num_tokens <= room;
-            room = room.saturating_sub(candidate.num_tokens);
-            fits
+    let wants: Vec<Want> = riders
+        .iter()
+        .map(|rider| Want {
+            tokens: rider.ready_tokens,
+            weight: rider.weight,
         })
-        .map(|candidate| candidate.session)
-        .collect()
+        .collect();
+    let tokens = shares(max_tokens, &wants);
+    turns.charge(&model, tokens.iter().sum());
+    let sessions = riders.into_iter().map(|rider| rider.session);
+    Some(NextForward {
+        model,
+        shares: sessions.zip(tokens).collect(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    /// `(waiting since, tokens, in flight, model)` of sessions 0, 1, 2, ...
-    fn check(sessions: &[(Option<u64>, usize, bool, &str)], in_flight: usize, expected: &[u32]) {
-        let start = Instant::now();
+    const TURN: u32 = 64;
+
+    /// `(ready tokens, busy, model)` of sessions 0, 1, 2, ...
+    fn check(sessions: &[(u32, bool, &str)], in_flight: usize, expected: &[(u32, u32)]) {
         let candidates: Vec<Candidate> = (0..)
             .zip(sessions)
-            .map(|(id, (since, num_tokens, is_in_flight, model))| Candidate {
+            .map(|(id, (ready_tokens, is_busy, model))| Candidate {
                 session: SessionId(id),
                 model: ModelKey::for_tests(model),
-                waiting_since: since.map(|ms| start + Duration::from_millis(ms)),
-                num_tokens: *num_tokens,
-                is_in_flight: *is_in_flight,
+                weight: 1,
+                ready_tokens: *ready_tokens,
+                is_busy: *is_busy,
             })
             .collect();
-        let chosen: Vec<u32> = next_forward(&candidates, in_flight)
+        let next = next_forward(&candidates, &mut Turns::new(TURN), in_flight, TURN);
+        let chosen: Vec<(u32, u32)> = next
+            .map(|next| next.shares)
+            .unwrap_or_default()
             .into_iter()
-            .map(|session| session.0)
+            .map(|(session, tokens)| (session.0, tokens))
             .collect();
         assert_eq!(chosen, expected, "{sessions:?} with {in_flight} in flight");
     }
 
     #[test]
-    fn steps_that_wait_together_run_together_and_the_oldest_leads() {
+    fn steps_that_are_ready_together_on_a_model_run_together() {
         check(&[], 0, &[]);
-        check(&[(None, 0, false, "a")], 0, &[]);
-        check(&[(Some(0), 1, false, "a")], 0, &[0]);
-        check(
-            &[(Some(1), 1, false, "a"), (Some(0), 1, false, "a")],
-            0,
-            &[1, 0],
-        );
-        check(
-            &[(Some(1), 1, false, "a"), (Some(0), 1, false, "b")],
-            0,
-            &[1],
-        );
+        check(&[(0, false, "a")], 0, &[]);
+        check(&[(1, false, "a")], 0, &[(0, 1)]);
+        check(&[(1, false, "a"), (2, false, "a")], 0, &[(0, 1), (1, 2)]);
+        check(&[(1, false, "a"), (2, false, "b")], 0, &[(0, 1)]);
     }
 
     #[test]
     fn a_forward_is_built_on_a_running_one_only_if_nobody_is_left_out() {
-        check(&[(Some(0), 1, true, "a")], 1, &[0]);
-        check(&[(Some(0), 1, true, "a")], 2, &[]);
-        check(&[(Some(0), 1, true, "a"), (None, 0, true, "a")], 1, &[]);
-        check(&[(Some(0), 1, false, "a"), (None, 0, true, "a")], 0, &[0]);
+        check(&[(1, true, "a")], 1, &[(0, 1)]);
+        check(&[(1, true, "a")], 2, &[]);
+        check(&[(1, true, "a"), (0, true, "a")], 1, &[]);
+        check(&[(1, false, "a"), (0, true, "a")], 0, &[(0, 1)]);
     }
 
     #[test]
-    fn a_forward_holds_no_more_tokens_than_it_may() {
-        let half = MAX_TOKENS_PER_FORWARD / 2 + 1;
+    fn a_long_step_leaves_room_for_a_short_one() {
         check(
-            &[(Some(0), half, false, "a"), (Some(1), half, false, "a")],
+            &[(5000, false, "a"), (1, false, "a")],
             0,
-            &[0],
-        );
-        check(
-            &[(Some(0), half, false, "a"), (Some(1), 1, false, "a")],
-            0,
-            &[0, 1],
+            &[(0, TURN - 1), (1, 1)],
         );
     }
 }

@@ -2,49 +2,55 @@
 //!
 //! # Layout
 //! - [`InputBatch`]: the arrays of one forward
-//! - [`admission`]: which waiting steps run together
+//! - [`admission`]: which steps run together, and when
+//! - [`turns`]: which model is next; [`shares`]: how much of each step runs
 
 pub mod admission;
+pub mod shares;
+pub mod turns;
 
 use metal_rpc_kernels::{AttentionMetadata, KernelError, upload};
 use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 
 use crate::models::{ForwardInput, GroupInput};
-use crate::session::{TokenTable, ValidStep};
+use crate::session::{RowPart, TokenTable, ValidStep};
 
 /// One session's part of a forward.
 #[derive(Debug)]
-pub struct BatchedStep<'a> {
+pub struct BatchedChunk<'a> {
     /// The step.
     pub step: &'a ValidStep,
+    /// What of it runs in this forward.
+    pub parts: &'a [RowPart],
     /// Tokens of its requests, new ones already written.
     pub token_table: &'a TokenTable,
 }
 
-/// The arrays of one forward, requests of one step after those of another.
+/// The arrays of one forward, requests of one session after those of another.
 #[derive(Debug)]
 pub struct InputBatch {
     /// What the model reads.
     pub input: ForwardInput,
-    /// `[num_sampled]` i32: the last token of each request that samples, as an index into the
-    /// forward's tokens. Absent when none does.
-    pub logits_indices: Option<Array>,
+    /// By session: the last token of each request that samples, as an index into the forward's
+    /// tokens.
+    pub sampled_tokens: Vec<Vec<i32>>,
     /// Tokens in the forward.
     pub num_tokens: u32,
 }
 
 impl InputBatch {
-    /// Lays out `steps`.
+    /// Lays out `chunks`.
     ///
     /// # Errors
     /// If MLX refuses an array.
-    pub fn build(steps: &[BatchedStep<'_>], block_size: u32) -> Result<Self, KernelError> {
+    pub fn build(chunks: &[BatchedChunk<'_>], block_size: u32) -> Result<Self, KernelError> {
         let mut layout = Layout::default();
-        let mut token_ids = Vec::with_capacity(steps.len());
-        for BatchedStep { step, token_table } in steps {
+        let mut token_ids = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            let token_table = chunk.token_table;
             let first_token = layout.positions.len();
-            layout.add_step(step, block_size);
+            layout.add_chunk(chunk, block_size);
             let slots: Vec<i32> = layout
                 .token_rows
                 .drain(..)
@@ -61,19 +67,21 @@ impl InputBatch {
     }
 }
 
-fn array(values: &[i32]) -> Result<Array, KernelError> {
+/// A list of numbers as an array.
+pub(crate) fn array(values: &[i32]) -> Result<Array, KernelError> {
     upload(values, &[to_i32(values.len())])
 }
 
 /// The arrays of a forward, growing row by row.
 #[derive(Debug, Default)]
 struct Layout {
-    /// Handle of each token of the step that is being added.
+    /// Handle of each token of the chunk that is being added.
     token_rows: Vec<u32>,
     positions: Vec<i32>,
     query_start_loc: Vec<i32>,
     seq_lens: Vec<i32>,
-    logits_indices: Vec<i32>,
+    /// By session: tokens that are the last ones of requests that sample.
+    sampled_tokens: Vec<Vec<i32>>,
     /// Blocks of each row.
     num_blocks: Vec<usize>,
     groups: Vec<GroupLayout>,
@@ -88,24 +96,27 @@ struct GroupLayout {
 }
 
 impl Layout {
-    fn add_step(&mut self, step: &ValidStep, block_size: u32) {
-        self.groups
-            .resize(step.block_tables.len(), GroupLayout::default());
-        for (group, blocks) in self.groups.iter_mut().zip(&step.block_tables) {
-            group.add_step(step, blocks, block_size);
+    fn add_chunk(&mut self, chunk: &BatchedChunk<'_>, block_size: u32) {
+        let tables = &chunk.step.block_tables;
+        self.groups.resize(tables.len(), GroupLayout::default());
+        for (group, blocks) in self.groups.iter_mut().zip(tables) {
+            group.add_chunk(chunk, blocks, block_size);
         }
-        for row in &step.rows {
+        let mut sampled_tokens = Vec::new();
+        for part in chunk.parts {
+            let row = &chunk.step.rows[part.row];
             self.query_start_loc.push(to_i32(self.positions.len()));
-            for position in row.num_computed_tokens..row.seq_len() {
+            for position in part.positions.clone() {
                 self.positions.push(position.cast_signed());
                 self.token_rows.push(row.handle);
             }
-            self.seq_lens.push(row.seq_len().cast_signed());
-            self.num_blocks.push(row.num_blocks as usize);
-            if row.samples() {
-                self.logits_indices.push(to_i32(self.positions.len() - 1));
+            self.seq_lens.push(part.positions.end.cast_signed());
+            self.num_blocks.push(part.num_blocks(block_size));
+            if part.samples(row) {
+                sampled_tokens.push(to_i32(self.positions.len() - 1));
             }
         }
+        self.sampled_tokens.push(sampled_tokens);
     }
 
     fn finish(mut self, token_ids: Array) -> Result<InputBatch, KernelError> {
@@ -124,10 +135,6 @@ impl Layout {
         };
         let groups = self.groups.iter().map(group);
         let groups = groups.collect::<Result<_, KernelError>>()?;
-        let logits_indices = match self.logits_indices.as_slice() {
-            [] => None,
-            indices => Some(array(indices)?),
-        };
         Ok(InputBatch {
             num_tokens: u32::try_from(self.positions.len()).expect("a forward's size is limited"),
             input: ForwardInput {
@@ -135,25 +142,31 @@ impl Layout {
                 positions: array(&self.positions)?,
                 groups,
             },
-            logits_indices,
+            sampled_tokens: self.sampled_tokens,
         })
     }
 }
 
 impl GroupLayout {
-    /// Adds the rows of a step, whose blocks in this group are `blocks`.
-    fn add_step(&mut self, step: &ValidStep, blocks: &[i32], block_size: u32) {
-        let mut rest = blocks;
-        for row in &step.rows {
-            let (row_blocks, others) = rest.split_at(row.num_blocks as usize);
-            rest = others;
-            for position in row.num_computed_tokens..row.seq_len() {
+    /// Adds what runs of a step, the blocks of whose rows in this group are `blocks`.
+    fn add_chunk(&mut self, chunk: &BatchedChunk<'_>, blocks: &[i32], block_size: u32) {
+        let rows = &chunk.step.rows;
+        let (mut next_row, mut first_block) = (0, 0);
+        for part in chunk.parts {
+            let passed = &rows[next_row..part.row];
+            first_block += passed
+                .iter()
+                .map(|row| row.num_blocks as usize)
+                .sum::<usize>();
+            next_row = part.row;
+            let row_blocks = &blocks[first_block..][..part.num_blocks(block_size)];
+            for position in part.positions.clone() {
                 let block = row_blocks[(position / block_size) as usize];
                 self.slot_mapping
                     .push(block * block_size.cast_signed() + (position % block_size).cast_signed());
             }
+            self.blocks.extend_from_slice(row_blocks);
         }
-        self.blocks.extend_from_slice(blocks);
     }
 
     /// `[num_reqs, max_blocks]`, for rows of `num_blocks` blocks.

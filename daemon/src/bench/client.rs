@@ -49,6 +49,7 @@ impl Client {
             vllm_version: String::new(),
             frontend: "metald bench".to_owned(),
             pid: std::process::id(),
+            weight: 1,
         };
         match client.ask(Request::Hello(hello)).await? {
             Reply::Welcome(welcome) => {

@@ -35,6 +35,22 @@ pub struct NoMemoryLeft {
     pub holders: Vec<String>,
 }
 
+/// The daemon takes as much memory as it may, and gives no more away: the system would swap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the daemon takes {} of memory and its frontends may write {} more, of {} in all; stop a \
+     frontend, or start metald with a larger VLLM_METAL_MEMORY_FRACTION",
+    Bytes(*footprint_bytes), Bytes(*unwritten_bytes), Bytes(*limit_bytes)
+)]
+pub struct TooLarge {
+    /// What its process takes.
+    pub footprint_bytes: u64,
+    /// What sessions were promised and have not written.
+    pub unwritten_bytes: u64,
+    /// What the daemon may take.
+    pub limit_bytes: u64,
+}
+
 impl MemoryBudget {
     /// `fraction` (0 to 1) of this machine's memory, or of the control group's limit.
     ///
@@ -51,6 +67,25 @@ impl MemoryBudget {
         Self {
             total_bytes,
             limit_bytes: share(total_bytes, fraction),
+        }
+    }
+
+    /// What is left of the daemon's memory, as the system counts it: less than what grants leave, if
+    /// the daemon takes more than it knows of.
+    ///
+    /// `unwritten_bytes` is what sessions were promised and have not written.
+    ///
+    /// # Errors
+    /// [`TooLarge`] if nothing is left.
+    pub fn left(&self, footprint_bytes: u64, unwritten_bytes: u64) -> Result<u64, TooLarge> {
+        let left = self.limit_bytes.saturating_sub(footprint_bytes);
+        match left.saturating_sub(unwritten_bytes) {
+            0 => Err(TooLarge {
+                footprint_bytes,
+                unwritten_bytes,
+                limit_bytes: self.limit_bytes,
+            }),
+            left => Ok(left),
         }
     }
 
@@ -166,6 +201,24 @@ mod tests {
             "--gpu-memory-utilization",
         ] {
             assert!(message.contains(part), "{part:?} is missing in {message:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_system_counts_bounds_what_is_given_away() {
+        let budget = MemoryBudget {
+            total_bytes: 100 * GIB,
+            limit_bytes: 80 * GIB,
+        };
+        assert_eq!(budget.left(20 * GIB, 30 * GIB), Ok(30 * GIB));
+        for (footprint, unwritten) in [(80, 0), (90, 0), (50, 30), (50, 90)] {
+            let error = budget.left(footprint * GIB, unwritten * GIB);
+            let message = error.expect_err("nothing is left").to_string();
+            assert!(
+                message.contains(&format!("{footprint}.00 GiB")),
+                "{message}"
+            );
+            assert!(message.contains("VLLM_METAL_MEMORY_FRACTION"), "{message}");
         }
     }
 

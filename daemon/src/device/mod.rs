@@ -9,7 +9,7 @@ pub mod memory;
 use std::fmt;
 use std::str::FromStr;
 
-pub use memory::MemoryBudget;
+pub use memory::{MemoryBudget, TooLarge};
 use mlx_rs::DeviceType;
 
 /// What models run on. Chosen once, before the engine starts.
@@ -57,6 +57,16 @@ impl Device {
         match self {
             Self::Cpu => Ok(None),
             Self::Gpu => gpu_memory_bytes().map(Some),
+        }
+    }
+
+    /// Tokens of a turn of the device, if nobody says otherwise: what takes a few times as long as
+    /// decoding one token. A GPU computes more tokens while it reads the weights once.
+    #[must_use]
+    pub fn turn_tokens(self) -> u32 {
+        match self {
+            Self::Cpu => 64,
+            Self::Gpu => 256,
         }
     }
 

@@ -17,10 +17,11 @@ impl Engine {
             EngineMessage::Open {
                 session,
                 frontend,
+                weight,
                 outbox,
             } => {
                 self.sessions
-                    .insert(session, Session::new(frontend, outbox));
+                    .insert(session, Session::new(frontend, weight, outbox));
             }
             EngineMessage::Close { session } => self.close(session),
             EngineMessage::Request {
@@ -36,7 +37,14 @@ impl Engine {
                 }
             }
             EngineMessage::Loaded { key, result } => self.loaded(key, result),
-            EngineMessage::Completed { sessions } => self.completed(&sessions),
+            EngineMessage::Completed {
+                sessions,
+                was_forward,
+            } => self.completed(&sessions, was_forward),
+            EngineMessage::Status { answer } => {
+                // Who asked may have stopped waiting.
+                let _ = answer.send(self.status());
+            }
             EngineMessage::Stop => unreachable!("`turn` ends before it hands this on"),
         }
     }
@@ -84,7 +92,7 @@ impl Engine {
             .iter()
             .filter(|step| !step.exec.handles.is_empty())
             .count()
-            + session.num_in_flight;
+            + session.num_in_flight();
         if num_steps >= MAX_STEPS_IN_FLIGHT && !step.exec.handles.is_empty() {
             let message = format!(
                 "{num_steps} steps of this session are in flight, the most is {MAX_STEPS_IN_FLIGHT}"

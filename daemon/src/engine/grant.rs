@@ -1,5 +1,6 @@
 //! Memory: what a session may use for its cache, and the cache itself.
 
+use metal_rpc_kernels::footprint_bytes;
 use metal_rpc_protocol::{
     CacheCreated, CreateCache, ErrorCode, ErrorReply, KvCacheSpec, LoadModel, MemoryReserved,
     Reply, ReserveMemory,
@@ -12,7 +13,7 @@ use crate::kv_cache::{BlockMap, BlockPool, CacheGroups, KvCache};
 use crate::models::loaded::ModelCache;
 use crate::session::block_tables::TableRules;
 use crate::session::state::{SeedSource, SessionLimits};
-use crate::session::{SessionCache, SessionId, TokenTable};
+use crate::session::{Session, SessionCache, SessionId, TokenTable};
 
 impl Engine {
     pub(super) fn reserve_memory(
@@ -45,8 +46,38 @@ impl Engine {
             .memory
             .available(reserve.memory_fraction, weights_bytes, &others)
             .map_err(|error| refusal(ErrorCode::OutOfMemory, error.to_string()))?;
+        let left_bytes = self.left_bytes(Some(id))?;
+        let available_bytes = available_bytes.min(left_bytes);
         self.session(id).reserved_bytes = available_bytes;
         Ok(Reply::MemoryReserved(MemoryReserved { available_bytes }))
+    }
+
+    /// What the daemon may still give away before the system swaps, other sessions than `id` only
+    /// counted.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if that is nothing.
+    pub(super) fn left_bytes(&self, id: Option<SessionId>) -> Result<u64, ErrorReply> {
+        let unwritten = |(other, session): (&SessionId, &Session)| {
+            let is_counted = Some(*other) != id;
+            let written = self.written_bytes(session);
+            is_counted.then(|| session.reserved_bytes.saturating_sub(written))
+        };
+        let unwritten_bytes = self.sessions.iter().filter_map(unwritten).sum();
+        // A system that does not say cannot be watched.
+        let footprint_bytes = footprint_bytes().unwrap_or(0);
+        let left = self.config.memory.left(footprint_bytes, unwritten_bytes);
+        left.map_err(|error| refusal(ErrorCode::OutOfMemory, error.to_string()))
+    }
+
+    /// Bytes of the blocks that hold something.
+    fn written_bytes(&self, session: &Session) -> u64 {
+        let model = session.model.as_ref().and_then(|key| self.models.get(key));
+        let shared = model.and_then(|model| model.cache.as_ref());
+        match (shared, &session.cache) {
+            (Some(shared), Some(own)) => u64::from(own.block_map.num_used()) * shared.block_bytes,
+            _ => 0,
+        }
     }
 
     pub(super) fn create_cache(

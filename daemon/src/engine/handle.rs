@@ -1,12 +1,11 @@
 //! Starting and stopping the engine's two threads.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use super::{Engine, EngineChannels, EngineConfig, EngineMessage, EngineStatus};
+use super::{Engine, EngineChannels, EngineConfig, EngineMessage};
 use crate::device::DeviceError;
-use crate::limits::{ENGINE_QUEUE_DEPTH, MAX_FORWARDS_IN_FLIGHT};
+use crate::limits::{ENGINE_QUEUE_DEPTH, SUBMITTED_DEPTH};
 use crate::reply;
 
 /// A running engine.
@@ -14,8 +13,6 @@ use crate::reply;
 pub struct EngineHandle {
     /// Where everything that concerns the engine goes.
     pub messages: SyncSender<EngineMessage>,
-    /// What it tells about itself, as of its last message.
-    pub status: Arc<Mutex<EngineStatus>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -27,36 +24,25 @@ impl EngineHandle {
     pub fn start(config: EngineConfig) -> Result<Self, DeviceError> {
         config.device.select()?;
         let (messages, queue) = sync_channel(ENGINE_QUEUE_DEPTH);
-        // Each forward, and the sampling of one that waited for its grammar.
-        let (submitted, forwards) = sync_channel(2 * MAX_FORWARDS_IN_FLIGHT);
-        let status = Arc::new(Mutex::new(EngineStatus::default()));
+        let (submitted, forwards) = sync_channel(SUBMITTED_DEPTH);
         let channels = EngineChannels {
             queue,
             messages: messages.clone(),
             submitted,
-            status: Arc::clone(&status),
         };
         let completed = messages.clone();
         let threads = vec![
             spawn("engine", move || Engine::new(config, channels).run()),
             spawn("reply", move || reply::run(&forwards, &completed)),
         ];
-        Ok(Self {
-            messages,
-            status,
-            threads,
-        })
+        Ok(Self { messages, threads })
     }
 
     /// The handle of an engine whose turns somebody else takes, on a thread of their own choice.
     #[must_use]
-    pub fn without_threads(
-        messages: SyncSender<EngineMessage>,
-        status: Arc<Mutex<EngineStatus>>,
-    ) -> Self {
+    pub fn without_threads(messages: SyncSender<EngineMessage>) -> Self {
         Self {
             messages,
-            status,
             threads: Vec::new(),
         }
     }

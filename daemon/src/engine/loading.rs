@@ -42,6 +42,8 @@ impl Engine {
         let key = folder
             .and_then(|folder| ModelKey::of_folder(&folder, dtype, load.max_model_len))
             .map_err(|error| model_error(&error))?;
+        let is_here = self.models.contains_key(&key) || self.loading.contains_key(&key);
+        let left_bytes = if is_here { 0 } else { self.left_bytes(None)? };
         let session = self.session(id);
         session.load = Some(load);
         session.logprobs_mode = mode;
@@ -57,14 +59,14 @@ impl Engine {
             .waiting
             .push((id, seq, received));
         if is_new {
-            self.start_loading(key, (seq, outbox));
+            self.start_loading(key, (seq, outbox), left_bytes);
         }
         Ok(())
     }
 
     /// Loads on a thread of its own: others are served meanwhile. Evaluated arrays may change
     /// threads, and loading evaluates nothing.
-    fn start_loading(&self, key: ModelKey, (seq, outbox): (u64, Outbox)) {
+    fn start_loading(&self, key: ModelKey, (seq, outbox): (u64, Outbox), left_bytes: u64) {
         info!(path = %key.path.display(), dtype = %key.dtype, "loading");
         let messages = self.messages.clone();
         let weights_bytes = self
@@ -73,6 +75,7 @@ impl Engine {
             .map(|loaded| loaded.model.weights_bytes())
             .sum();
         let free_bytes = self.config.memory.limit_bytes.saturating_sub(weights_bytes);
+        let free_bytes = free_bytes.min(left_bytes);
         let device = self.config.device.mlx();
         let loader = Arc::clone(&self.config.models);
         let load = move || {
@@ -156,7 +159,6 @@ impl Engine {
     pub(super) fn unload_idle_models(&mut self) {
         let keep_alive = self.config.model_keep_alive;
         let is_over = |since: &Instant| since.elapsed() >= keep_alive;
-        let before = self.models.len();
         self.models.retain(|key, loaded| {
             let unload = loaded.idle_since.as_ref().is_some_and(is_over);
             if unload {
@@ -164,9 +166,6 @@ impl Engine {
             }
             !unload
         });
-        if self.models.len() != before {
-            self.publish_status();
-        }
     }
 }
 

@@ -4,6 +4,9 @@ use std::time::Instant;
 
 use metal_rpc_protocol::{CreateCache, Exec, LoadModel, ReserveMemory, Sample};
 
+use tokio::sync::oneshot;
+
+use super::EngineStatus;
 use crate::models::loaded::ModelKey;
 use crate::models::{Model, ModelError};
 use crate::outbox::Outbox;
@@ -18,6 +21,8 @@ pub enum EngineMessage {
         session: SessionId,
         /// What people call the frontend.
         frontend: String,
+        /// Its share of the device, relative to other frontends'.
+        weight: u32,
         /// Where its replies go.
         outbox: Outbox,
     },
@@ -46,10 +51,17 @@ pub enum EngineMessage {
         /// The weights.
         result: Result<Box<dyn Model>, ModelError>,
     },
-    /// The device has done a forward, and its steps are answered.
+    /// The device has done what was submitted, and the steps that end with it are answered.
     Completed {
-        /// The sessions that had a step in it.
+        /// Whose steps.
         sessions: Vec<SessionId>,
+        /// Whether it was a forward.
+        was_forward: bool,
+    },
+    /// Somebody asks what the engine does.
+    Status {
+        /// Who waits for it.
+        answer: oneshot::Sender<EngineStatus>,
     },
     /// The daemon stops.
     Stop,

@@ -5,50 +5,51 @@ use std::ops::Range;
 use metal_rpc_protocol::PromptLogprobTokenIds;
 use mlx_rs::Array;
 
+use super::forward::Chunk;
 use super::sampling::rows;
 use super::{Engine, EngineError};
 use crate::models::loaded::ModelKey;
 use crate::sampler::{self, LogprobsMode, PromptScores};
 use crate::session::sampling_params::scores_prompt;
-use crate::session::{SessionCache, SessionId, ValidRow, ValidStep};
+use crate::session::{SessionCache, ValidRow};
 
 /// Positions whose logits are in memory together: 160 MB with the largest vocabularies.
 const MAX_POSITIONS: u32 = 256;
 
 impl Engine {
-    /// Scores the prompt tokens that this step runs; returns the scores of the prompts that it
-    /// completes.
+    /// Scores the prompt tokens that this chunk runs; adds the scores of the prompts that it
+    /// completes to its step's.
     ///
     /// # Shapes
-    /// - `hidden`: the forward's hidden states, the step's from row `first_token` on
+    /// - `hidden`: the forward's hidden states, the chunk's from row `first_token` on, which is
+    ///   moved behind them
     pub(super) fn prompt_scores(
         &mut self,
         key: &ModelKey,
-        id: SessionId,
-        step: &ValidStep,
-        (hidden, mut first_token): (&Array, i32),
+        chunk: &mut Chunk,
+        (hidden, first_token): (&Array, &mut i32),
         outputs: &mut Vec<Array>,
-    ) -> Result<Vec<(u32, PromptScores)>, EngineError> {
-        let mut completed = Vec::new();
+    ) -> Result<(), EngineError> {
         let session = self
             .sessions
-            .get_mut(&id)
+            .get_mut(&chunk.session)
             .expect("the step was taken from it");
         let mode = session.logprobs_mode;
         let cache = session.cache.as_mut().expect("the step was applied to it");
-        for (index, row) in (0_u32..).zip(&step.rows) {
-            let row_token = first_token;
-            first_token += row.num_scheduled_tokens.cast_signed();
+        for part in &chunk.parts {
+            let row = &chunk.begun.step.rows[part.row];
+            let row_token = *first_token;
+            *first_token += part.num_tokens().cast_signed();
             if !scores_prompt(&row.sampling_params) {
                 continue;
             }
             // The last prompt token predicts the first output token: that one is sampled.
-            let end = row.seq_len().min(row.num_prompt_tokens - 1);
-            let mut first = row.num_computed_tokens;
+            let end = part.positions.end.min(row.num_prompt_tokens - 1);
+            let mut first = part.positions.start;
             while first < end {
                 let positions = first..end.min(first + MAX_POSITIONS);
                 first = positions.end;
-                let offset = (positions.start - row.num_computed_tokens).cast_signed();
+                let offset = (positions.start - part.positions.start).cast_signed();
                 let len = (positions.end - positions.start).cast_signed();
                 let hidden = rows(hidden, row_token + offset, len)?;
                 let logits = self.models[key].model.logits(&hidden)?;
@@ -60,13 +61,15 @@ impl Engine {
                     .prompt_scores
                     .append(scores);
             }
-            if row.seq_len() >= row.num_prompt_tokens {
+            if part.positions.end >= row.num_prompt_tokens {
                 let request = cache.requests[row.handle as usize].as_mut();
                 let request = request.expect("the row is valid");
-                completed.push((index, std::mem::take(&mut request.prompt_scores)));
+                let index = u32::try_from(part.row).expect("a step's size is limited");
+                let scores = std::mem::take(&mut request.prompt_scores);
+                chunk.begun.prompt_scores.push((index, scores));
             }
         }
-        Ok(completed)
+        Ok(())
     }
 }
 

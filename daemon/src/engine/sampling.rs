@@ -7,6 +7,7 @@ use metal_rpc_protocol::{ErrorCode, GrammarBitmask, Sample};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 
+use super::forward::Chunk;
 use super::{Engine, EngineError};
 use crate::models::loaded::ModelKey;
 use crate::reply::{PendingReply, Submitted};
@@ -25,18 +26,29 @@ pub(super) struct HeldStep {
 }
 
 impl Engine {
-    /// Samples the steps of one forward and submits it all.
+    /// Samples the steps that end with this forward, keeps the others, and submits it all.
+    ///
+    /// # Shapes
+    /// - `hidden`: the forward's hidden states
+    /// - `logits`: one row for each row that samples of the steps that end here
     pub(super) fn sample(
         &mut self,
         key: &ModelKey,
-        steps: Vec<(SessionId, ValidStep)>,
+        chunks: Vec<Chunk>,
         (hidden, logits): (Array, Option<Array>),
-        submitted: Instant,
     ) -> Result<(), EngineError> {
         let mut outputs = Vec::new();
         let mut replies = Vec::new();
         let (mut first_row, mut first_token) = (0, 0);
-        for (id, step) in steps {
+        for mut chunk in chunks {
+            self.prompt_scores(key, &mut chunk, (&hidden, &mut first_token), &mut outputs)?;
+            let id = chunk.session;
+            if chunk.begun.num_left() > 0 {
+                outputs.extend(chunk.begun.sampled_hidden.last().cloned());
+                self.session(id).begun = Some(chunk.begun);
+                continue;
+            }
+            let step = chunk.begun.step;
             let num_sampled = step.rows.iter().filter(|row| row.samples()).count();
             let num_sampled = i32::try_from(num_sampled).expect("a step's size is limited");
             let step_logits = match &logits {
@@ -44,14 +56,11 @@ impl Engine {
                 _ => None,
             };
             first_row += num_sampled;
-            let prompt_scores =
-                self.prompt_scores(key, id, &step, (&hidden, first_token), &mut outputs)?;
-            first_token += step.num_tokens.cast_signed();
             let held = HeldStep {
                 step,
                 logits: step_logits,
-                prompt_scores,
-                submitted,
+                prompt_scores: chunk.begun.prompt_scores,
+                submitted: chunk.begun.submitted.expect("its forward was built"),
             };
             if held.step.sample_follows {
                 outputs.extend(held.logits.clone());
@@ -70,7 +79,7 @@ impl Engine {
         )
     }
 
-    /// The grammar of a step has arrived: of one that is held, or of one that still waits.
+    /// The grammar of a step has arrived: of one that is held, or of one that has not run yet.
     pub(super) fn resume(&mut self, id: SessionId, seq: u64, sample: Sample) {
         let session = self.sessions.get_mut(&id).expect("`handle` has looked");
         let is_meant = |waiting: &&mut WaitingStep| waiting.seq == sample.exec_seq;
@@ -79,11 +88,10 @@ impl Engine {
             waiting.exec.sample_follows = false;
             return;
         }
-        let Some(mut held) = self
-            .held
-            .remove(&id)
-            .filter(|held| held.step.seq == sample.exec_seq)
-        else {
+        let begun = session.begun.as_mut().map(|begun| &mut begun.step);
+        let held = self.held.get_mut(&id).map(|held| &mut held.step);
+        let is_meant = |step: &&mut ValidStep| step.seq == sample.exec_seq && step.sample_follows;
+        let Some(step) = begun.into_iter().chain(held).find(is_meant) else {
             let message = format!("step {} does not wait for a grammar", sample.exec_seq);
             return self.end_session(id, seq, ErrorCode::InvalidStep, message);
         };
@@ -92,15 +100,19 @@ impl Engine {
             .as_ref()
             .map_or(0, |cache| cache.limits.vocab_size);
         if let Some(grammar) = &sample.grammar
-            && let Err(error) = check_grammar(grammar, held.step.rows.len(), vocab_size)
+            && let Err(error) = check_grammar(grammar, step.rows.len(), vocab_size)
         {
             return self.end_session(id, seq, ErrorCode::InvalidStep, error.to_string());
         }
+        step.grammar = sample.grammar;
+        step.sample_follows = false;
+        let Some(held) = self.held.remove(&id) else {
+            return;
+        };
         let step_seq = held.step.seq;
-        held.step.grammar = sample.grammar;
         if let Err(error) = self.sample_held(id, held) {
             let message = format!("sampling failed: {error}");
-            self.end_session(id, step_seq, ErrorCode::StepFailed, message);
+            self.end_session(id, step_seq, error.code(), message);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the engine tells about itself, for `metald status`.
 
-use metal_rpc_protocol::{KvStatus, ModelStatus};
+use metal_rpc_protocol::{KvStatus, ModelStatus, ServedStatus};
 
 use super::Engine;
 use crate::session::{Session, SessionId};
@@ -14,6 +14,8 @@ pub struct EngineStatus {
     pub models: Vec<ModelStatus>,
     /// The caches of all models.
     pub kv: KvStatus,
+    /// What was done since the start.
+    pub served: ServedStatus,
 }
 
 /// What one session uses.
@@ -23,6 +25,8 @@ pub struct SessionUse {
     pub model: Option<String>,
     /// Requests that it runs.
     pub running_requests: u32,
+    /// Bytes of KV cache that it was promised, or granted.
+    pub reserved_bytes: u64,
     /// Blocks that it may use.
     pub granted_blocks: u32,
     /// Blocks that hold something.
@@ -34,8 +38,11 @@ pub struct SessionUse {
 }
 
 impl Engine {
-    pub(super) fn publish_status(&self) {
-        let mut status = EngineStatus::default();
+    pub(super) fn status(&self) -> EngineStatus {
+        let mut status = EngineStatus {
+            served: self.served,
+            ..EngineStatus::default()
+        };
         for (id, session) in &self.sessions {
             status.sessions.push((*id, session_use(session)));
             status.kv.granted_bytes += session.reserved_bytes;
@@ -53,7 +60,7 @@ impl Engine {
                 status.kv.used_bytes += cache.pool.num_granted() as u64 * cache.block_bytes;
             }
         }
-        *self.status.lock().expect("nobody panics while holding it") = status;
+        status
     }
 }
 
@@ -66,6 +73,7 @@ fn session_use(session: &Session) -> SessionUse {
             .as_ref()
             .map(|key| key.path.display().to_string()),
         running_requests: u32::try_from(running).unwrap_or(u32::MAX),
+        reserved_bytes: session.reserved_bytes,
         granted_blocks: cache.map_or(0, |cache| cache.block_map.num_granted()),
         used_blocks: cache.map_or(0, |cache| cache.block_map.num_used()),
         steps: session.num_steps,

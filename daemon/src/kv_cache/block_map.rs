@@ -103,11 +103,15 @@ impl BlockMap {
 
     /// Gives every block back.
     pub fn release(self, pool: &mut BlockPool) {
-        for block in self.blocks {
-            if block != PoolBlockId::NULL {
-                pool.free(block);
-            }
+        for block in self.owned() {
+            pool.free(block);
         }
+    }
+
+    /// The addresses of all blocks that hold something.
+    pub fn owned(&self) -> impl Iterator<Item = PoolBlockId> {
+        let blocks = self.blocks.iter().copied();
+        blocks.filter(|block| *block != PoolBlockId::NULL)
     }
 
     /// Blocks granted to the session, the null block included.
@@ -152,12 +156,8 @@ mod tests {
         }
 
         fn check_invariants(&self) {
-            let mut owned: Vec<PoolBlockId> = self
-                .sessions
-                .iter()
-                .flat_map(|map| map.blocks.iter().copied())
-                .filter(|block| *block != PoolBlockId::NULL)
-                .collect();
+            let mut owned: Vec<PoolBlockId> =
+                self.sessions.iter().flat_map(BlockMap::owned).collect();
             assert_eq!(owned.len(), self.pool.num_granted());
             owned.sort_unstable();
             let count = owned.len();

@@ -12,7 +12,7 @@ use crate::models::Dtype;
 ///
 /// Writes happen in place. This struct holds the only handles, so that whoever reads after a
 /// write reads its result: MLX then runs them in that order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LayerCache {
     key: Array,
     value: Array,
@@ -103,6 +103,18 @@ impl KvCache {
     #[must_use]
     pub fn groups(&self) -> &CacheGroups {
         &self.groups
+    }
+
+    /// The arrays as of the last write, for [`restore`](Self::restore).
+    #[must_use]
+    pub fn handles(&self) -> Vec<LayerCache> {
+        self.arrays.clone()
+    }
+
+    /// Forgets the writes since [`handles`](Self::handles): nobody waits for them any more. What
+    /// they have written already lies in blocks of sessions that are over.
+    pub fn restore(&mut self, handles: Vec<LayerCache>) {
+        self.arrays = handles;
     }
 
     /// How many layers it has.

@@ -5,7 +5,7 @@ use std::fmt;
 use mlx_rs::Dtype as MlxDtype;
 
 /// A floating-point format of weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dtype {
     /// IEEE single precision.
     Float32,

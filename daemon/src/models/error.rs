@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use metal_rpc_kernels::KernelError;
+use metal_rpc_kernels::{KernelError, is_out_of_memory};
 use metal_rpc_protocol::ErrorCode;
 use mlx_rs::error::Exception;
 use thiserror::Error;
@@ -207,6 +207,8 @@ impl ModelError {
             | Self::Shape { .. }
             | Self::Packing { .. } => ErrorCode::InvalidModel,
             Self::OutOfMemory { .. } => ErrorCode::OutOfMemory,
+            Self::Kernel(error) if error.is_out_of_memory() => ErrorCode::OutOfMemory,
+            Self::Mlx(error) if is_out_of_memory(error) => ErrorCode::OutOfMemory,
             Self::Kernel(_) | Self::Mlx(_) => ErrorCode::StepFailed,
         }
     }

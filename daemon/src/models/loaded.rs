@@ -10,7 +10,7 @@ use super::{Config, Dtype, Model, ModelError, rope_args};
 use crate::kv_cache::{BlockPool, KvCache};
 
 /// What makes two requests for a model the same model: folder, content and data type.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelKey {
     /// The folder, without links.
     pub path: PathBuf,

@@ -1,6 +1,7 @@
 //! What the daemon remembers of one frontend.
 //!
 //! # Layout
+//! - [`begun_step`]: a step that runs a chunk at a time
 //! - [`registry`]: who is connected, and since when it is silent (dispatcher's side)
 //! - [`state`]: model, blocks and requests of a session (engine's side)
 //! - [`block_tables`]: which blocks of the pool a step's requests have
@@ -10,6 +11,7 @@
 //! - [`validate`]: a step from the wire, applied and checked; [`step_error`]: why it is refused
 //! - [`sampling_params`]: what of the sampling parameters has to be checked
 
+pub mod begun_step;
 pub mod block_tables;
 pub mod registry;
 pub mod request_state;
@@ -20,6 +22,7 @@ pub mod ticket;
 pub mod token_table;
 pub mod validate;
 
+pub use begun_step::{BegunStep, RowPart};
 pub use registry::{Registry, SessionId};
 pub use request_state::CachedRequestState;
 pub use state::{Session, SessionCache};

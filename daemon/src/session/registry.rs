@@ -171,6 +171,7 @@ mod tests {
             vllm_version: "0.33.0".to_owned(),
             frontend: "test".to_owned(),
             pid: 1,
+            weight: 1,
         };
         let (token, _) = registry
             .open(hello, Peer::from(vec![1]), Outbox::new().0, now)

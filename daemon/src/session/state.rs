@@ -5,10 +5,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use metal_rpc_protocol::{Exec, LoadModel};
 
+use super::begun_step::BegunStep;
 use super::block_tables::TableRules;
 use super::request_state::CachedRequestState;
 use super::token_table::TokenTable;
 use crate::kv_cache::BlockMap;
+use crate::limits::MAX_STEPS_UNANSWERED;
 use crate::models::loaded::ModelKey;
 use crate::outbox::Outbox;
 use crate::sampler::LogprobsMode;
@@ -30,10 +32,14 @@ pub struct Session {
     pub reserved_bytes: u64,
     /// Its cache, once created.
     pub cache: Option<SessionCache>,
-    /// Steps that have arrived and not been submitted, oldest first.
+    /// Its share of the device, relative to other sessions'.
+    pub weight: u32,
+    /// Steps that have arrived and not been applied, oldest first.
     pub waiting: VecDeque<WaitingStep>,
-    /// Steps that were submitted and not answered.
-    pub num_in_flight: usize,
+    /// The step that was applied and has tokens left to run.
+    pub begun: Option<BegunStep>,
+    /// Steps that were applied and not answered, oldest first.
+    pub unanswered: VecDeque<Unanswered>,
     /// Steps answered since it was opened.
     pub num_steps: u64,
     /// Tokens run since it was opened.
@@ -43,7 +49,7 @@ pub struct Session {
 impl Session {
     /// A session that has only said hello.
     #[must_use]
-    pub fn new(frontend: String, outbox: Outbox) -> Self {
+    pub fn new(frontend: String, weight: u32, outbox: Outbox) -> Self {
         Self {
             frontend,
             outbox,
@@ -52,12 +58,45 @@ impl Session {
             logprobs_mode: LogprobsMode::RawLogprobs,
             reserved_bytes: 0,
             cache: None,
+            weight,
             waiting: VecDeque::new(),
-            num_in_flight: 0,
+            begun: None,
+            unanswered: VecDeque::new(),
             num_steps: 0,
             num_tokens: 0,
         }
     }
+
+    /// Steps on their way through the device.
+    #[must_use]
+    pub fn num_in_flight(&self) -> usize {
+        self.unanswered
+            .iter()
+            .filter(|step| step.runs_tokens)
+            .count()
+    }
+
+    /// Whether a step of it is in flight, or a request of it runs.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        let runs = |cache: &SessionCache| cache.requests.iter().any(Option::is_some);
+        self.num_in_flight() > 0 || self.cache.as_ref().is_some_and(runs)
+    }
+
+    /// Whether a step waits and the one before it has run so far that it may be applied.
+    #[must_use]
+    pub fn may_begin(&self) -> bool {
+        self.begun.is_none()
+            && !self.waiting.is_empty()
+            && self.unanswered.len() < MAX_STEPS_UNANSWERED
+    }
+}
+
+/// A step that was applied and not answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Unanswered {
+    /// Whether the device has something to do for it.
+    pub runs_tokens: bool,
 }
 
 /// A step as it arrived.

@@ -160,7 +160,7 @@ fn blocks_that_no_query_sees_are_used_again() {
     requests.append(&mut second);
     let outputs: Vec<_> = requests.into_iter().map(|request| request.output).collect();
     assert_eq!(outputs, expected());
-    let status = engine.status.lock().expect("nobody panics").clone();
+    let status = status(&engine);
     let (_, session) = &status.sessions[0];
     assert!(session.used_blocks < NUM_BLOCKS, "{session:?}");
     // A block is a page of one layer: each of the three groups has one.

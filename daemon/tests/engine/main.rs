@@ -4,7 +4,9 @@
 //! their prompts whole or in chunks, and reads one token a step.
 
 mod groups;
+mod memory;
 mod refused;
 mod scores;
 mod support;
 mod tokens;
+mod turns;

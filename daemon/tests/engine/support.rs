@@ -9,11 +9,11 @@ use metal_rpc_protocol::{
     SamplingParams, StepResult, decode_reply,
 };
 use metald::device::{Device, MemoryBudget};
-use metald::engine::{EngineConfig, EngineHandle, EngineMessage, EngineRequest};
+use metald::engine::{EngineConfig, EngineHandle, EngineMessage, EngineRequest, EngineStatus};
 use metald::models::{Checkpoints, ModelRoots};
 use metald::outbox::Outbox;
 use metald::session::{SessionId, Ticket};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub(super) const BLOCK_SIZE: u32 = 4;
 pub(super) const NUM_BLOCKS: u32 = 40;
@@ -21,18 +21,23 @@ pub(super) const MAX_NUM_SEQS: u32 = 4;
 pub(super) const VOCAB_SIZE: usize = 64;
 
 pub(super) fn engine() -> EngineHandle {
+    EngineHandle::start(config(Device::Cpu.turn_tokens())).expect("the CPU can be used")
+}
+
+/// Of an engine that runs at most `turn_tokens` tokens at a time while sessions share it.
+pub(super) fn config(turn_tokens: u32) -> EngineConfig {
     let memory = MemoryBudget {
         total_bytes: 1 << 30,
         limit_bytes: 1 << 30,
     };
-    let config = EngineConfig {
+    EngineConfig {
         device: Device::Cpu,
         memory,
         model_keep_alive: Duration::from_secs(60),
         model_roots: ModelRoots::everything(),
         models: Arc::new(Checkpoints),
-    };
-    EngineHandle::start(config).expect("the CPU can be used")
+        turn_tokens,
+    }
 }
 
 /// One session of the engine.
@@ -54,6 +59,7 @@ impl<'a> Frontend<'a> {
             EngineMessage::Open {
                 session: id,
                 frontend,
+                weight: 1,
                 outbox,
             },
         );
@@ -114,11 +120,7 @@ impl<'a> Frontend<'a> {
     }
 
     pub(super) fn create_cache(&self) -> EngineRequest {
-        EngineRequest::CreateCache(CreateCache {
-            num_blocks: NUM_BLOCKS,
-            block_size: BLOCK_SIZE,
-            groups: vec![(0..self.num_layers).collect()],
-        })
+        create_cache(self.num_layers)
     }
 
     pub(super) fn send(&mut self, request: EngineRequest) -> u64 {
@@ -169,6 +171,12 @@ pub(super) fn tell(engine: &EngineHandle, message: EngineMessage) {
     engine.messages.send(message).expect("the engine runs");
 }
 
+pub(super) fn status(engine: &EngineHandle) -> EngineStatus {
+    let (answer, answered) = oneshot::channel();
+    tell(engine, EngineMessage::Status { answer });
+    answered.blocking_recv().expect("the engine answers")
+}
+
 pub(super) fn load_model(name: &str) -> EngineRequest {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
@@ -185,6 +193,14 @@ pub(super) fn load_model(name: &str) -> EngineRequest {
 
 pub(super) fn reserve(memory_fraction: f64) -> EngineRequest {
     EngineRequest::ReserveMemory(ReserveMemory { memory_fraction })
+}
+
+pub(super) fn create_cache(num_layers: u32) -> EngineRequest {
+    EngineRequest::CreateCache(CreateCache {
+        num_blocks: NUM_BLOCKS,
+        block_size: BLOCK_SIZE,
+        groups: vec![(0..num_layers).collect()],
+    })
 }
 
 pub(super) fn step_result(reply: Reply) -> StepResult {

@@ -103,7 +103,7 @@ fn two_frontends_with_the_same_block_numbers_do_not_see_each_other() {
     b.close();
     let again = generate_alone(&mut a, (1, 20), &prompt_a, &greedy(), (64, 6));
     assert_eq!(again.len(), 6);
-    let status = engine.status.lock().expect("nobody panics").clone();
+    let status = status(&engine);
     assert_eq!(status.sessions.len(), 1);
     assert_eq!(status.models[0].sessions, 1);
     engine.stop();

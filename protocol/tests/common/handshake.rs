@@ -12,6 +12,7 @@ pub(super) fn hello() -> Hello {
         vllm_version: "0.33.0".to_owned(),
         frontend: "api-1".to_owned(),
         pid: 4300,
+        weight: 1,
     }
 }
 

@@ -5,7 +5,7 @@ mod step;
 
 use metal_rpc_protocol::{
     CodecError, ErrorCode, ErrorReply, KvStatus, ModelStatus, Reply, ReplyEnvelope, Request,
-    RequestEnvelope, Scope, SessionStatus, SessionToken, StatusReport, decode_reply,
+    RequestEnvelope, Scope, ServedStatus, SessionStatus, SessionToken, StatusReport, decode_reply,
     decode_request, encode_reply, encode_request,
 };
 
@@ -135,11 +135,14 @@ fn status_report() -> StatusReport {
                 vllm_version: "0.33.0".to_owned(),
                 model: Some("/models/smollm2-135m".to_owned()),
                 running_requests: 12,
+                reserved_bytes: 754_974_720,
                 granted_blocks: 2048,
                 used_blocks: 96,
                 steps: 51_300,
                 tokens: 611_000,
+                weight: 2,
                 silent_ms: 3,
+                lease_left_ms: 7997,
             },
             SessionStatus {
                 frontend: "api-2".to_owned(),
@@ -147,11 +150,14 @@ fn status_report() -> StatusReport {
                 vllm_version: "0.33.0".to_owned(),
                 model: None,
                 running_requests: 0,
+                reserved_bytes: 0,
                 granted_blocks: 0,
                 used_blocks: 0,
                 steps: 0,
                 tokens: 0,
+                weight: 1,
                 silent_ms: 1200,
+                lease_left_ms: 6800,
             },
         ],
         models: vec![ModelStatus {
@@ -166,6 +172,13 @@ fn status_report() -> StatusReport {
             granted_bytes: 754_974_720,
             used_bytes: 35_389_440,
         },
+        served: ServedStatus {
+            forwards: 50_120,
+            steps: 51_300,
+            tokens: 611_000,
+        },
+        footprint_bytes: 612_368_384,
+        engine_us: Some(85),
     }
 }
 

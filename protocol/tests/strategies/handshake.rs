@@ -11,13 +11,14 @@ use proptest::prelude::*;
 use super::{number, text};
 
 pub(super) fn hello() -> impl Strategy<Value = Hello> {
-    (any::<[u16; 2]>(), text(), text(), any::<u32>()).prop_map(
-        |([min_protocol_version, max_protocol_version], vllm_version, frontend, pid)| Hello {
+    (any::<[u16; 2]>(), text(), text(), any::<[u32; 2]>()).prop_map(
+        |([min_protocol_version, max_protocol_version], vllm_version, frontend, numbers)| Hello {
             min_protocol_version,
             max_protocol_version,
             vllm_version,
             frontend,
-            pid,
+            pid: numbers[0],
+            weight: numbers[1],
         },
     )
 }

@@ -6,7 +6,7 @@ mod step;
 use metal_rpc_protocol::limits::MAX_REQ_ID_BYTES;
 use metal_rpc_protocol::{
     ErrorCode, ErrorReply, KvStatus, ModelStatus, Reply, ReplyEnvelope, Request, RequestEnvelope,
-    Scope, SessionStatus, SessionToken, StatusReport,
+    Scope, ServedStatus, SessionStatus, SessionToken, StatusReport,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -72,7 +72,14 @@ fn status_report() -> impl Strategy<Value = StatusReport> {
         granted_bytes,
         used_bytes,
     });
-    (daemon, lists, kv).prop_map(|(daemon, (sessions, models), kv)| {
+    let served = any::<[u64; 3]>().prop_map(|[forwards, steps, tokens]| ServedStatus {
+        forwards,
+        steps,
+        tokens,
+    });
+    let process = (any::<u64>(), option::of(any::<u32>()));
+    (daemon, lists, kv, served, process).prop_map(|(daemon, lists, kv, served, process)| {
+        let ((sessions, models), (footprint_bytes, engine_us)) = (lists, process);
         let ((pid, epoch), version, uptime_s, device) = daemon;
         StatusReport {
             pid,
@@ -83,27 +90,33 @@ fn status_report() -> impl Strategy<Value = StatusReport> {
             sessions,
             models,
             kv,
+            served,
+            footprint_bytes,
+            engine_us,
         }
     })
 }
 
 fn session_status() -> impl Strategy<Value = SessionStatus> {
     let names = (text(), text(), option::of(text()));
-    (names, any::<[u32; 4]>(), any::<[u64; 3]>()).prop_map(|(names, small, large)| {
+    (names, any::<[u32; 5]>(), any::<[u64; 5]>()).prop_map(|(names, small, large)| {
         let (frontend, vllm_version, model) = names;
-        let [pid, running_requests, granted_blocks, used_blocks] = small;
-        let [steps, tokens, silent_ms] = large;
+        let [pid, running_requests, granted_blocks, used_blocks, weight] = small;
+        let [reserved_bytes, steps, tokens, silent_ms, lease_left_ms] = large;
         SessionStatus {
             frontend,
             pid,
             vllm_version,
             model,
             running_requests,
+            reserved_bytes,
             granted_blocks,
             used_blocks,
             steps,
             tokens,
+            weight,
             silent_ms,
+            lease_left_ms,
         }
     })
 }

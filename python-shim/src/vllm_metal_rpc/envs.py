@@ -68,6 +68,11 @@ def recovery_timeout_s() -> float:
     return _number("METAL_RPC_RECOVERY_TIMEOUT_S", default=120.0, low=0.0, high=float("inf"))
 
 
+def weight() -> int:
+    """`METAL_RPC_WEIGHT` (1): this frontend's share of the device, relative to other frontends'."""
+    return _integer("METAL_RPC_WEIGHT", default=1, low=1, high=100)
+
+
 def log_path() -> Path:
     """Where a daemon started by us writes: `$XDG_STATE_HOME/metal-rpc/metald.log`."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -83,10 +88,7 @@ def memory_fraction() -> float | None:
 
 def block_size() -> int:
     """`VLLM_METAL_BLOCK_SIZE` (16): tokens in a KV-cache block, unless `--block-size` is given."""
-    value = _number("VLLM_METAL_BLOCK_SIZE", default=16, low=1, high=1024)
-    if value != int(value):
-        raise MetalRpcError(f"VLLM_METAL_BLOCK_SIZE must be a whole number, it is {value}")
-    return int(value)
+    return _integer("VLLM_METAL_BLOCK_SIZE", default=16, low=1, high=1024)
 
 
 def debug() -> bool:
@@ -110,6 +112,19 @@ def check_mlx() -> None:
 def _flag(name: str, *, default: bool) -> bool:
     value = os.environ.get(name, "").strip().lower()
     return default if value == "" else value not in _FALSE
+
+
+def _integer(name: str, *, default: int, low: int, high: int) -> int:
+    text = os.environ.get(name)
+    if not text:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        raise MetalRpcError(f"{name} must be a whole number, it is {text!r}") from None
+    if not low <= value <= high:
+        raise MetalRpcError(f"{name} must be {low} to {high}, it is {value}")
+    return value
 
 
 def _number(name: str, *, default: float, low: float, high: float) -> float:

@@ -85,6 +85,7 @@ class MetalRpcExecutor(Executor):
                 server=server,
                 vllm_version=vllm.__version__,
                 frontend=self._frontend_name(),
+                weight=envs.weight(),
                 recovery_timeout_s=envs.recovery_timeout_s(),
                 autostart=Autostart(server.endpoint) if envs.autostart() else None,
             )

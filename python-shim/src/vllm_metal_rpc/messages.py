@@ -29,6 +29,7 @@ class Hello(Message):
     vllm_version: str
     frontend: str
     pid: int
+    weight: int
 
 
 class Welcome(Message):
@@ -256,11 +257,14 @@ class SessionStatus(Message):
     vllm_version: str
     model: str | None
     running_requests: int
+    reserved_bytes: int
     granted_blocks: int
     used_blocks: int
     steps: int
     tokens: int
+    weight: int
     silent_ms: int
+    lease_left_ms: int
 
 
 class ModelStatus(Message):
@@ -281,6 +285,14 @@ class KvStatus(Message):
     used_bytes: int
 
 
+class ServedStatus(Message):
+    """What the daemon did since its start."""
+
+    forwards: int
+    steps: int
+    tokens: int
+
+
 class StatusReport(Message):
     """The daemon at one moment."""
 
@@ -292,6 +304,9 @@ class StatusReport(Message):
     sessions: list[SessionStatus]
     models: list[ModelStatus]
     kv: KvStatus
+    served: ServedStatus
+    footprint_bytes: int
+    engine_us: int | None
 
 
 # ---- Messages without fields, and errors ----

@@ -68,8 +68,7 @@ class Options:
 
     Attributes:
         server: Where the daemon is.
-        vllm_version: Told to the daemon.
-        frontend: Told to the daemon: what people call this frontend.
+        vllm_version, frontend, weight: Told to the daemon: see `Hello`.
         recovery_timeout_s: How long to look for a daemon before giving up.
         autostart: Starts a daemon when nothing listens; None to only connect.
     """
@@ -77,6 +76,7 @@ class Options:
     server: Server
     vllm_version: str
     frontend: str
+    weight: int
     recovery_timeout_s: float
     autostart: Autostart | None
 
@@ -267,15 +267,10 @@ class Session:
                 options.autostart.ensure()
             raise
         try:
-            welcome = link.say_hello(
-                messages.Hello(
-                    messages.PROTOCOL_VERSION,
-                    messages.PROTOCOL_VERSION,
-                    options.vllm_version,
-                    options.frontend,
-                    os.getpid(),
-                )
-            )
+            version = messages.PROTOCOL_VERSION
+            names = options.vllm_version, options.frontend
+            hello = messages.Hello(version, version, *names, os.getpid(), options.weight)
+            welcome = link.say_hello(hello)
             for entry in self._answered_set_ups():
                 link.repeat(entry.request, cast(Message, entry.reply))
         except BaseException:
