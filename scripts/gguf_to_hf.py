@@ -13,9 +13,7 @@ from typing import Any
 import gguf
 import torch
 from safetensors.torch import save_file
-
-from gguf_config import config, special_token_ids
-from gguf_tokenizer import save_tokenizer
+from vllm_metal_rpc.gguf import write_folder
 
 # Names of tensors: GGUF's, then transformers'. `{}` is the number of the block.
 _NAMES = {
@@ -52,24 +50,16 @@ def convert(gguf_path: Path, folder: Path, *, weights: bool) -> None:
             folder.
 
     Raises:
-        ValueError: the file's architecture or tokenizer is not known here.
+        GgufError: the file's architecture or tokenizer is not known.
     """
-    reader = gguf.GGUFReader(gguf_path)
-    fields = {key: field.contents() for key, field in reader.fields.items()}
-    names = {tensor.name for tensor in reader.tensors}
-    if "rope_freqs.weight" in names:
-        raise ValueError("rope_freqs.weight, a rope scaling, is not known here")
-    values = config(fields, tied="output.weight" not in names)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-    generation = json.dumps(special_token_ids(fields), indent=2)
-    (folder / "generation_config.json").write_text(generation + "\n")
-    save_tokenizer(fields, folder)
-    if weights:
-        tensors = dict(bfloat16_tensors(reader, values))
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    else:
+    write_folder(gguf_path, folder)
+    if not weights:
         os.link(gguf_path, folder / "model.gguf")
+        return
+    values = json.loads((folder / "config.json").read_text())
+    tensors = dict(bfloat16_tensors(gguf.GGUFReader(gguf_path), values))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def bfloat16_tensors(

@@ -8,6 +8,8 @@ vLLM finds this package through two entry points (pyproject.toml), which are the
 - `executor`: vLLM's `Executor` methods, each turned into a message or answered here
 - `scheduler`: vLLM's schedulers, able to recompute after the daemon lost the KV cache
 - `convert`: vLLM's dataclasses to wire messages and back; pure
+- `folders`: what a user names becomes a folder that `metald` reads; `gguf`, `torch_file`, `cache`
+- `quantization`: quantised checkpoints, as vLLM's configuration is to see them
 - `session`: set-up, steps, and recovery when the daemon is lost
 - `link`: one open session on one connection; numbering and heartbeats
 - `client`: the connection below it; the only file that names `zmq`

@@ -79,6 +79,13 @@ def log_path() -> Path:
     return Path(state) / "metal-rpc" / "metald.log"
 
 
+def cache_dir() -> Path:
+    """`METAL_RPC_CACHE_DIR`: where converted models lie; `$XDG_CACHE_HOME/metal-rpc` if unset."""
+    if value := os.environ.get("METAL_RPC_CACHE_DIR"):
+        return Path(value).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metal-rpc"
+
+
 def memory_fraction() -> float | None:
     """`VLLM_METAL_MEMORY_FRACTION`: overrides `--gpu-memory-utilization` when set."""
     if not os.environ.get("VLLM_METAL_MEMORY_FRACTION"):

@@ -9,7 +9,6 @@ Source: vllm/v1/executor/abstract.py, at the version pinned in pyproject.toml.
 """
 
 import logging
-import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm_metal_rpc import convert, envs, messages
 from vllm_metal_rpc.autostart import Autostart
 from vllm_metal_rpc.errors import UnsupportedFeature
+from vllm_metal_rpc.folders import model_folder
 from vllm_metal_rpc.link import Server
 from vllm_metal_rpc.rpc import answer_rpc
 from vllm_metal_rpc.sampling import thinking_phrases
@@ -305,26 +305,3 @@ def _done(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(value)
     return future
-
-
-def model_folder(model_config: Any, load_config: Any) -> str:
-    """The folder of the checkpoint, downloaded if the model is named by its repository.
-
-    Raises:
-        UnsupportedFeature: The model lies in object storage.
-    """
-    name = model_config.model
-    if os.path.isdir(name):
-        return os.path.abspath(name)
-    if "://" in name:
-        raise UnsupportedFeature(f"metald reads models from folders, not from {name}")
-    from huggingface_hub import snapshot_download
-
-    return str(
-        snapshot_download(
-            name,
-            revision=model_config.revision,
-            cache_dir=load_config.download_dir,
-            allow_patterns=["*.safetensors", "*.json"],
-        )
-    )

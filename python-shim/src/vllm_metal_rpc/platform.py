@@ -2,13 +2,14 @@
 
 import logging
 import os
+from importlib import import_module
 from typing import Any, Final
 
 import psutil
 import torch
 from vllm.platforms.interface import Platform, PlatformEnum
 
-from vllm_metal_rpc import alias, envs
+from vllm_metal_rpc import alias, envs, folders
 
 logger = logging.getLogger("vllm.metal_rpc")
 
@@ -44,6 +45,9 @@ class MetalRpcPlatform(Platform):
         if parser is not None:
             alias.install_in_parser(parser)
         alias.install()
+        folders.install()
+        # It registers itself; vLLM's own methods need a platform to be imported.
+        import_module("vllm_metal_rpc.quantization")
 
     @classmethod
     def apply_config_platform_defaults(cls, vllm_config: Any) -> None:
@@ -81,6 +85,18 @@ class MetalRpcPlatform(Platform):
         cache = vllm_config.cache_config
         if not cache.user_specified_block_size:
             cache.block_size = envs.block_size()
+
+    @classmethod
+    def verify_quantization(cls, quant: str) -> None:
+        """Refuses to quantise while loading: whatever a checkpoint needs has our own name.
+
+        Raises:
+            ValueError: Names the method, and what is known.
+        """
+        from vllm_metal_rpc import quantization
+
+        if quant != quantization.NAME:
+            raise quantization.unsupported(quant)
 
     @classmethod
     def validate_request(cls, processed_inputs: Any, params: Any) -> None:

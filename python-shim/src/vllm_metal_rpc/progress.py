@@ -17,7 +17,7 @@ class LoadLog:
     def __init__(self, request: Message) -> None:
         self._path = request.path if isinstance(request, LoadModel) else ""
         self._shown_tenths = 0
-        self._shown_at = time.monotonic()
+        self._started_at = self._shown_at = time.monotonic()
 
     def show(self, progress: LoadProgress) -> None:
         """Logs one message of the daemon, unless the last one was much the same."""
@@ -28,8 +28,9 @@ class LoadLog:
             return
         self._shown_tenths, self._shown_at = tenths, now
         logger.info(
-            "Loading %s: %d %% of %.2f GiB",
+            "Loading %s: %d %% of %.2f GiB, %.1f s",
             self._path,
             100 * progress.loaded_bytes // total,
             progress.total_bytes / 2**30,
+            now - self._started_at,
         )

@@ -188,11 +188,12 @@ _UNSUPPORTED_OPTIONS: Final[tuple[_Check, ...]] = (
         lambda c: c.cache_config.cache_dtype not in ("auto", _dtype_name(c.model_config.dtype)),
     ),
 )
+# All mean the same here: the daemon looks at the files.
+_LOAD_FORMATS: Final = ("auto", "safetensors", "hf", "pt", "gguf")
 _UNSUPPORTED_MODEL_OPTIONS: Final[tuple[_Check, ...]] = (
     ("--runner pooling", lambda m: m.runner_type != "generate"),
     ("a multimodal model", lambda m: m.is_multimodal_model),
     ("an encoder-decoder model", lambda m: m.is_encoder_decoder),
-    ("a quantized model or --quantization", lambda m: m.quantization),
     ("--enable-prompt-embeds", lambda m: m.enable_prompt_embeds),
     ("--enable-sleep-mode", lambda m: m.enable_sleep_mode),
     ("--logits-processors", lambda m: m.logits_processors),
@@ -217,9 +218,10 @@ def check_config(config: Any) -> None:
         if config.model_config is not None and is_used(config.model_config):
             raise ValueError(f"{option} is not supported by metal-rpc")
     load_format = str(config.load_config.load_format)
-    if load_format not in ("auto", "safetensors", "hf"):
+    if load_format not in _LOAD_FORMATS:
         raise ValueError(
-            f"--load-format {load_format} is not supported by metal-rpc: metald reads safetensors"
+            f"--load-format {load_format} is not supported by metal-rpc; supported: "
+            f"{', '.join(_LOAD_FORMATS)}"
         )
     if not config.use_v2_model_runner:
         raise ValueError(
