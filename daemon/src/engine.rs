@@ -24,6 +24,7 @@ mod grant;
 mod handle;
 mod loading;
 mod message;
+mod progress;
 mod prompt_scores;
 mod sampling;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::control::refusal;
 use super::handle::spawn;
+use super::progress::Progress;
 use super::{Engine, EngineMessage};
 use crate::models::loaded::{LoadedModel, ModelKey};
 use crate::models::{Dtype, LoadOptions, Model, ModelError};
@@ -79,17 +80,14 @@ impl Engine {
         let device = self.config.device.mlx();
         let loader = Arc::clone(&self.config.models);
         let load = move || {
-            let mut last = Instant::now();
+            let mut told = Progress::new(&key.path);
             let mut progress = |loaded_bytes, total_bytes| {
-                if last.elapsed().as_millis() >= 500 {
-                    last = Instant::now();
-                    outbox.send(
-                        seq,
-                        Reply::LoadProgress(LoadProgress {
-                            loaded_bytes,
-                            total_bytes,
-                        }),
-                    );
+                if told.is_news(loaded_bytes, total_bytes) {
+                    let progress = LoadProgress {
+                        loaded_bytes,
+                        total_bytes,
+                    };
+                    outbox.send(seq, Reply::LoadProgress(progress));
                 }
             };
             let options = LoadOptions {
@@ -100,6 +98,9 @@ impl Engine {
                 progress: &mut progress,
             };
             let result = loader.load(&key.path, options);
+            if let Ok(model) = &result {
+                told.end(model.weights_bytes());
+            }
             // The engine is gone only when the daemon stops.
             let _ = messages.send(EngineMessage::Loaded { key, result });
         };
@@ -110,7 +111,6 @@ impl Engine {
         let loading = self.loading.remove(&key).unwrap_or_default();
         match result {
             Ok(model) => {
-                info!(path = %key.path.display(), weights_bytes = model.weights_bytes(), "loaded");
                 let idle_since = Some(Instant::now());
                 let loaded = LoadedModel {
                     model,

@@ -3,6 +3,7 @@
 use metal_rpc_kernels::{self as kernels, ExpertGroups};
 use mlx_rs::Array;
 
+use super::Matrix;
 use crate::models::{
     ModelError,
     weights::{Part, Weights},
@@ -25,7 +26,7 @@ pub struct ExpertLinearArgs<'a> {
 #[derive(Debug)]
 pub struct ExpertLinear {
     /// `[num_experts * outputs, inputs]`.
-    weight: Array,
+    weight: Matrix,
     /// `[num_experts * outputs]`.
     bias: Option<Array>,
     num_experts: i32,
@@ -35,23 +36,31 @@ impl ExpertLinear {
     /// Loads the experts `name.0`, `name.1` and so on, into one array.
     ///
     /// # Errors
-    /// As [`Weights::matrix`].
+    /// As [`Weights::matrices`]; [`ModelError::MixedExperts`] if they are not all in one format.
     pub fn load(
         name: &str,
         args: &ExpertLinearArgs<'_>,
         weights: &mut Weights<'_>,
     ) -> Result<Self, ModelError> {
-        let tensors = |kind: &str| -> Vec<Part> {
+        let parts = |suffix: &str| -> Vec<Part> {
             (0..args.num_experts)
                 .flat_map(|expert| args.parts.iter().map(move |part| (expert, part)))
                 .map(|(expert, (part, outputs))| {
-                    (format!("{name}.{expert}.{part}.{kind}"), *outputs)
+                    (format!("{name}.{expert}.{part}{suffix}"), *outputs)
                 })
                 .collect()
         };
-        let weight = weights.matrix(&tensors("weight"), args.inputs)?;
+        let mut matrices = weights.matrices(&parts(""), args.inputs)?;
+        let weight = match (matrices.pop(), matrices.is_empty()) {
+            (Some(weight), true) => weight,
+            _ => {
+                return Err(ModelError::MixedExperts {
+                    name: name.to_owned(),
+                });
+            }
+        };
         let bias = match args.bias {
-            true => Some(weights.vector(&tensors("bias"))?),
+            true => Some(weights.vector(&parts(".bias"))?),
             false => None,
         };
         Ok(Self {
@@ -70,10 +79,15 @@ impl ExpertLinear {
     pub fn forward(&self, x: &Array, groups: &ExpertGroups) -> Result<Array, ModelError> {
         // Not when it is loaded: that thread's nodes cannot be evaluated by another.
         let experts = self.num_experts;
-        let inputs = self.weight.dim(1);
-        let weight = self.weight.reshape(&[experts, -1, inputs])?;
         let bias = self.bias.as_ref();
         let bias = bias.map(|bias| bias.reshape(&[experts, -1])).transpose()?;
-        Ok(kernels::expert_linear(x, groups, &weight, bias.as_ref())?)
+        let bias = bias.as_ref();
+        Ok(match &self.weight {
+            Matrix::Dense(weight) => {
+                let weight = weight.reshape(&[experts, -1, weight.dim(1)])?;
+                kernels::expert_linear(x, groups, &weight, bias)?
+            }
+            Matrix::Quantized(weight) => kernels::quantized_expert_linear(x, groups, weight, bias)?,
+        })
     }
 }

@@ -5,7 +5,7 @@
 //! and no pages stay charged to the process.
 //!
 //! # Source
-//! The safetensors format, and Hugging Face's `model.safetensors.index.json`.
+//! The safetensors format, and Hugging Face's `model.safetensors.index.json`; GGUF in [`gguf`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use std::{
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
-use super::{Dtype, ModelError, file::read_limited, packed::BlockType};
+use super::{Dtype, ModelError, file::read_limited, gguf, packed::BlockType};
 
 /// Most bytes of a header: the limit of the safetensors format itself.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -124,11 +124,56 @@ impl Checkpoint {
         } else if single.is_file() {
             checkpoint.add_file(single)?;
         } else {
-            return Err(ModelError::NoWeights {
-                folder: folder.to_owned(),
-            });
+            checkpoint.add_gguf()?;
         }
         Ok(checkpoint)
+    }
+
+    /// One GGUF file, or all parts of one.
+    fn add_gguf(&mut self) -> Result<(), ModelError> {
+        let files = self.names_ending_in(&[".gguf"])?;
+        if files.is_empty() {
+            return Err(ModelError::NoWeights {
+                folder: self.folder.clone(),
+                found: self.names_ending_in(&[".bin", ".pt", ".pth", ".npz"])?,
+            });
+        }
+        if files.len() > 1 && !gguf::are_parts(&files) {
+            return Err(ModelError::SeveralWeights {
+                folder: self.folder.clone(),
+                files,
+            });
+        }
+        let mut conversion = None;
+        for file in files {
+            let weights_file = open(self.folder.join(file))?;
+            let tensors = gguf::read(&weights_file, self.files.len(), &mut conversion)?;
+            for (name, entry) in tensors {
+                self.insert(name, entry, &weights_file)?;
+            }
+            self.files.push(weights_file);
+        }
+        Ok(())
+    }
+
+    /// Names of files in the folder, in order.
+    fn names_ending_in(&self, ends: &[&str]) -> Result<Vec<String>, ModelError> {
+        let failed = |source| ModelError::Read {
+            path: self.folder.clone(),
+            source,
+        };
+        let mut names = Vec::new();
+        for entry in self.folder.read_dir().map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            if let Some(name) = name
+                .to_str()
+                .filter(|name| ends.iter().any(|end| name.ends_with(end)))
+            {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     fn add_shards(&mut self, index: &Path) -> Result<(), ModelError> {
@@ -171,16 +216,29 @@ impl Checkpoint {
                 size_bytes: (end - start) as u64,
                 gguf: GgufEntry::default(),
             };
-            if let Some(other) = self.tensors.insert(name.clone(), entry) {
-                return Err(ModelError::Duplicate {
-                    name,
-                    first: self.files[other.file_index].path.clone(),
-                    second: weights_file.path,
-                });
-            }
+            self.insert(name, entry, &weights_file)?;
         }
         self.files.push(weights_file);
         Ok(())
+    }
+
+    fn insert(
+        &mut self,
+        name: String,
+        entry: TensorEntry,
+        file: &WeightsFile,
+    ) -> Result<(), ModelError> {
+        match self.tensors.insert(name.clone(), entry) {
+            None => Ok(()),
+            Some(other) => {
+                let first = self.files.get(other.file_index).unwrap_or(file);
+                Err(ModelError::Duplicate {
+                    name,
+                    first: first.path.clone(),
+                    second: file.path.clone(),
+                })
+            }
+        }
     }
 
     /// The error for a tensor that is not there.

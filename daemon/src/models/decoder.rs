@@ -95,7 +95,6 @@ impl Decoder {
         let (vocab_size, hidden_size) = (args.vocab_size, args.hidden_size);
         let embedding =
             Embedding::load("model.embed_tokens", vocab_size, hidden_size, &mut weights)?;
-        // The large ones first: each is twice in memory while it is handed to MLX.
         let head = if args.tie_word_embeddings {
             None
         } else {

@@ -7,7 +7,7 @@ use metal_rpc_protocol::ErrorCode;
 use mlx_rs::error::Exception;
 use thiserror::Error;
 
-use super::Dtype;
+use super::{Dtype, gguf::GgufError};
 
 /// Why a model could not be loaded or run.
 ///
@@ -68,11 +68,41 @@ pub enum ModelError {
         /// What it may be.
         known: Vec<&'static str>,
     },
+    /// A GGUF file has a header that cannot be understood.
+    #[error("{} is not a GGUF file that can be read: {problem}", file.display())]
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        problem: GgufError,
+    },
+    /// A GGUF file is legal but not supported.
+    #[error("{}: {key} {value} is not supported; supported: {}", file.display(), known.join(", "))]
+    GgufUnsupported {
+        /// The file.
+        file: PathBuf,
+        /// What is not.
+        key: String,
+        /// What it is.
+        value: String,
+        /// What it may be.
+        known: Vec<&'static str>,
+    },
     /// The folder has no weights.
-    #[error("{} has neither model.safetensors nor model.safetensors.index.json", folder.display())]
+    #[error("{} has no weights that can be read: model.safetensors, model.safetensors.index.json or a file *.gguf{}", folder.display(), shown_formats(found))]
     NoWeights {
         /// The model's folder.
         folder: PathBuf,
+        /// Weights in formats that we do not read.
+        found: Vec<String>,
+    },
+    /// The folder has several files any of which may be meant.
+    #[error("{} must have one GGUF file, or all parts of one, but has {}; give the path of one of them", folder.display(), files.join(", "))]
+    SeveralWeights {
+        /// The model's folder.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
     },
     /// The index of shards names something that is not a file beside it.
     #[error("{}: shard {shard:?} must be the name of a file in the same folder", index.display())]
@@ -152,6 +182,12 @@ pub enum ModelError {
         /// What it has.
         actual: Vec<usize>,
     },
+    /// The experts of a layer are stored in several formats.
+    #[error("{name} must have all its experts in one format of weights, but has them in several")]
+    MixedExperts {
+        /// The layer.
+        name: String,
+    },
     /// A tensor, or several that are held as one, is larger than MLX can be given.
     #[error("tensor {name} must have at most {max} elements with those beside it, but has {actual}", max = i32::MAX)]
     TensorSize {
@@ -193,14 +229,18 @@ impl ModelError {
             Self::Read { .. } | Self::OutsideRoots { .. } | Self::NoWeights { .. } => {
                 ErrorCode::ModelNotFound
             }
-            Self::Unsupported { .. } | Self::TensorDtype { .. } | Self::TensorSize { .. } => {
-                ErrorCode::UnsupportedModel
-            }
+            Self::Unsupported { .. }
+            | Self::GgufUnsupported { .. }
+            | Self::MixedExperts { .. }
+            | Self::TensorDtype { .. }
+            | Self::TensorSize { .. } => ErrorCode::UnsupportedModel,
             Self::Json { .. }
             | Self::TooLarge { .. }
             | Self::Config { .. }
             | Self::ShardName { .. }
             | Self::Header { .. }
+            | Self::Gguf { .. }
+            | Self::SeveralWeights { .. }
             | Self::FileSize { .. }
             | Self::Duplicate { .. }
             | Self::Missing { .. }
@@ -220,4 +260,14 @@ fn shown(roots: &[PathBuf]) -> String {
         .map(|root| root.display().to_string())
         .collect();
     shown.join(", ")
+}
+
+fn shown_formats(found: &[String]) -> String {
+    match found {
+        [] => String::new(),
+        found => format!(
+            "; it has {}, which vLLM's shim converts, or any tool that writes safetensors",
+            found.join(", ")
+        ),
+    }
 }

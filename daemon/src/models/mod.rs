@@ -3,8 +3,8 @@
 //! # Layout
 //! - [`config`]: `config.json`, raw; [`args`]: resolved; `rope_args`, `moe_args`, `layer_types`:
 //!   parts of it
-//! - [`checkpoint`]: which tensors a folder holds; [`weights`]: tensors as arrays;
-//!   `rename`: what families do with their names
+//! - [`checkpoint`]: which tensors a folder holds, [`gguf`] in files of llama.cpp; [`weights`]:
+//!   tensors as arrays; `rename`: what families do with their names
 //! - [`quantization`]: how they are quantised; `packed`: formats of quantised weights
 //! - `decoder`: embedding, blocks, norm and head, which all families have around their blocks
 //! - `roots`: which folders models may be read from
@@ -32,6 +32,7 @@ mod decoder;
 mod dtype;
 mod error;
 mod file;
+pub mod gguf;
 mod layer_types;
 pub mod loaded;
 mod moe_args;

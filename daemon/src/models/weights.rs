@@ -8,6 +8,7 @@
 //! # Cost
 //! Tensors are read into the memory that MLX then has: they are never there twice.
 
+mod conversions;
 mod matrices;
 
 use bytemuck::cast_slice_mut;
@@ -16,6 +17,7 @@ use metal_rpc_kernels as kernels;
 use mlx_rs::Array;
 use tracing::warn;
 
+use self::conversions::Conversions;
 use super::{
     Dtype, LoadOptions, ModelError,
     checkpoint::{Checkpoint, TensorEntry},
@@ -36,6 +38,7 @@ pub struct Weights<'a> {
     total_bytes: u64,
     read_bytes: u64,
     resident_bytes: u64,
+    conversions: Conversions,
 }
 
 impl<'a> Weights<'a> {
@@ -67,6 +70,7 @@ impl<'a> Weights<'a> {
             total_bytes,
             read_bytes: 0,
             resident_bytes: 0,
+            conversions: Conversions::default(),
         })
     }
 
@@ -124,10 +128,11 @@ impl<'a> Weights<'a> {
         next.is_some_and(|(tensor, _)| tensor.starts_with(&from))
     }
 
-    /// Ends the load: reports tensors that nothing took, once.
+    /// Ends the load: reports what was converted, and tensors that nothing took, once.
     ///
     /// Returns the bytes that the weights take in memory.
     pub fn finish(self) -> u64 {
+        self.conversions.report();
         let unused = &self.checkpoint.tensors;
         if !unused.is_empty() {
             let first: Vec<&str> = unused.keys().take(3).map(String::as_str).collect();

@@ -228,12 +228,16 @@ def write(
     plain: dict[str, torch.Tensor],
 ) -> None:
     """Writes a checkpoint and its twin."""
-    twin = folder / "plain"
-    twin.mkdir(parents=True)
+    (folder / "plain").mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
-    save_file(plain, twin / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    (twin / "config.json").write_text(json.dumps(CONFIG))
+    write_plain(folder / "plain", plain)
+
+
+def write_plain(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a twin."""
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
 def layers(

@@ -3,9 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
-    process::Command,
     sync::OnceLock,
     thread,
 };
@@ -14,6 +12,8 @@ use metald::models::{self, Dtype, FAMILIES, LoadOptions, Model};
 use mlx_rs::DeviceType;
 use safetensors::SafeTensors;
 use serde::Deserialize;
+
+use crate::made::{made, python};
 
 const TABLE: &str = include_str!("../golden/families.json");
 const SCRIPTS: [&str; 2] = [
@@ -49,6 +49,11 @@ impl Row {
     /// The checkpoint as a model, loaded on another thread than that which runs it, as the engine
     /// does.
     pub(crate) fn load(&self, dtype: Dtype) -> Box<dyn Model> {
+        self.load_from(&folder(&self.name), dtype)
+    }
+
+    /// The same checkpoint in another format.
+    pub(crate) fn load_from(&self, folder: &Path, dtype: Dtype) -> Box<dyn Model> {
         let load = || {
             let options = LoadOptions {
                 dtype,
@@ -57,7 +62,7 @@ impl Row {
                 free_bytes: u64::MAX,
                 progress: &mut |_, _| {},
             };
-            models::load(&folder(&self.name), options)
+            models::load(folder, options)
         };
         let model = thread::scope(|scope| scope.spawn(load).join().expect("no panic"));
         model.unwrap_or_else(|error| panic!("{}: {error}", self.name))
@@ -69,34 +74,16 @@ pub(crate) fn rows() -> Vec<Row> {
 }
 
 /// The folder of a row's checkpoint. The first call after a change makes those of all rows.
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(make).join(name)
 }
 
 fn make() -> PathBuf {
-    let mut hasher = DefaultHasher::new();
-    (TABLE, SCRIPTS).hash(&mut hasher);
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let folder = cache.join(format!("families-{:016x}", hasher.finish()));
-    if folder.is_dir() {
-        return folder;
-    }
-    // Whole or absent, whoever else makes it meanwhile.
-    let unfinished = tempfile::tempdir_in(cache).expect("folder").keep();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let python = root.join(".venv/bin/python");
-    let output = Command::new(&python)
-        .arg(root.join("daemon/tests/golden/make_families.py"))
-        .arg(&unfinished)
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}; run scripts/setup", python.display()));
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "make_families.py failed: {log}");
-    if fs::rename(&unfinished, &folder).is_err() {
-        fs::remove_dir_all(&unfinished).expect("another process has made them");
-    }
-    folder
+    let sources = [TABLE, SCRIPTS[0], SCRIPTS[1]];
+    made("families", &sources, |folder| {
+        python("make_families.py", &[], &[folder]);
+    })
 }
 
 impl Golden {

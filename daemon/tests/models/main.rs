@@ -3,7 +3,12 @@
 mod checkpoint;
 mod families;
 mod formats;
+mod gguf;
+mod header;
 mod load;
 mod logits;
+mod made;
+#[cfg(target_os = "linux")]
+mod memory;
 mod refused;
 mod support;

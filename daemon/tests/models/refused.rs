@@ -50,7 +50,10 @@ fn folders_without_a_model_are_refused() {
         &["/nowhere/config.json"],
     );
     copy.write_config();
-    let parts = ["neither model.safetensors nor model.safetensors.index.json"];
+    let parts = [
+        "has no weights that can be read: model.safetensors, ",
+        "*.gguf",
+    ];
     refused(copy.folder.path(), ErrorCode::ModelNotFound, &parts);
     copy.write_shards();
     fs::remove_file(copy.path("model-00001-of-00002.safetensors")).expect("remove");

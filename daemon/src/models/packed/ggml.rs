@@ -121,10 +121,32 @@ impl BlockType {
         }
     }
 
-    /// Whether its values are held as they are.
+    /// Whether it is held as it is stored: integers and scales of 32 weights.
     #[must_use]
-    pub fn is_exact(self) -> bool {
-        self.row().6
+    pub fn is_kept(self) -> bool {
+        matches!(
+            self,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Mxfp4
+        )
+    }
+
+    /// How its weights are held, in words.
+    #[must_use]
+    pub fn held_as(self) -> &'static str {
+        match self.row().5 {
+            4 => "4 bits in groups of 32",
+            5 => "5 bits in groups of 32",
+            _ => "8 bits in groups of 32",
+        }
+    }
+
+    /// What its conversion costs in precision, in words.
+    #[must_use]
+    pub fn precision(self) -> &'static str {
+        match self.row().6 {
+            true => "scales are rounded to float16",
+            false => "weights are rounded to 1/255 of the range of 32",
+        }
     }
 
     /// Bits of a weight in memory, its share of scales included.

@@ -66,6 +66,14 @@ impl Weights<'_> {
         let matrix = packed::build(sources, &self.checkpoint.files)?;
         let read_bytes = sources.iter().map(PackedSource::size_bytes).sum();
         self.count(read_bytes, matrix.nbytes());
+        for source in sources {
+            if let packed::Stored::Ggml(stored) = &source.stored {
+                let weights = (source.rows * source.inputs) as u64;
+                let held_bytes = weights * stored.block.held_bits() / 8;
+                self.conversions
+                    .add(stored.block, [source.size_bytes(), held_bytes]);
+            }
+        }
         Ok(Matrix::Quantized(matrix))
     }
 
@@ -119,6 +127,7 @@ impl Weights<'_> {
             },
         };
         let fits = format.is_known()
+            && packed.shape.first() == Some(&layer.rows)
             && layer.inputs == groups * size(format.group_size())
             && packed.size_bytes * 8
                 == (layer.rows * layer.inputs) as u64 * size(format.bits()) as u64;
