@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from framework import models
-from framework.daemon import Daemon
+from framework.daemon import stopped_at_the_end
 from framework.quantise import quantise
 from framework.reference import ReferenceModel
 from framework.server import Server
@@ -50,12 +50,13 @@ FORMATS = ("mlx", "gguf", "awq", "gptq", "torch")
 
 
 @pytest.fixture(scope="module")
-def answers(daemon: Daemon, paths: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    """What each server has to say, and its log; each runs only as long as it is asked."""
+def answers(make_folder: Callable[[], Path], paths: dict[str, Path]) -> Iterator[dict[str, Any]]:
+    """What each server has to say, and its log; each has a daemon, and runs until it is asked."""
 
     def ask(name: str) -> dict[str, Any]:
-        cache = str(daemon.folder / "cache")
-        with Server(paths[name], daemon.folder, *FLAGS, METAL_RPC_CACHE_DIR=cache) as server:
+        folder = make_folder()
+        server = Server(paths[name], folder, *FLAGS, METAL_RPC_CACHE_DIR=str(folder / "cache"))
+        with stopped_at_the_end(folder), server:
             answer = server.complete(QUESTION, max_tokens=12, temperature=0.0, ignore_eos=True)
             return answer | {"log": server.log_path.read_text()}
 

@@ -217,7 +217,7 @@ impl Info {
         let (dtype, size_bytes) = match block {
             Some(block) => {
                 let row = self.shape.last().expect("it has dimensions");
-                if row % block.weights() as u64 != 0 {
+                if !row.is_multiple_of(block.weights() as u64) {
                     return Err(ModelError::Gguf {
                         file: path.to_owned(),
                         problem: GgufError::TensorShape {

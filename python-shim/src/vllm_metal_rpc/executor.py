@@ -29,7 +29,6 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from vllm_metal_rpc import convert, envs, messages
 from vllm_metal_rpc.autostart import Autostart
-from vllm_metal_rpc.errors import UnsupportedFeature
 from vllm_metal_rpc.folders import model_folder
 from vllm_metal_rpc.link import Server
 from vllm_metal_rpc.rpc import answer_rpc
