@@ -71,6 +71,15 @@ fn tolerance(name: &str) -> f32 {
     }
 }
 
+/// The same with activations, keys and values in bfloat16, whose rounding comes on top. Of all
+/// formats Q6_K loses the most: two of its scales meet in each 32 weights that are held as one.
+fn tolerance_in_bfloat16(name: &str) -> f32 {
+    match name {
+        "gguf-q6_k" => 2.5e-2,
+        _ => 2e-2,
+    }
+}
+
 #[test]
 fn every_format_gives_the_logits_of_its_weights() {
     let folders = folders();
@@ -81,7 +90,10 @@ fn every_format_gives_the_logits_of_its_weights() {
         let expected = logits(&folder.join("plain"), Dtype::Float32);
         // The second is what a user has: unquantised tensors, keys and values in bfloat16. The
         // weights that are compared with stay in float32: rounding them is not the format's cost.
-        let limits = [(Dtype::Float32, tolerance(name)), (Dtype::Bfloat16, 2e-2)];
+        let limits = [
+            (Dtype::Float32, tolerance(name)),
+            (Dtype::Bfloat16, tolerance_in_bfloat16(name)),
+        ];
         for (dtype, limit) in limits {
             let error = relative_error(&logits(folder, dtype), &expected);
             if error >= limit {
