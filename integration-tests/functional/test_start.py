@@ -12,7 +12,7 @@ import pytest
 from framework import paths, prompts
 from framework.baseline import Baseline
 from framework.daemon import Daemon, endpoint_in, environment, status, wait_for_status
-from framework.frontend import new_request, ready_frontend
+from framework.frontend import Frontend, new_request
 from framework.server import Server
 
 
@@ -74,7 +74,10 @@ def test_sigterm_ends_it_and_removes_nothing_of_others(make_folder: Callable[[],
 def test_a_silent_session_is_closed_and_gives_its_blocks_back(
     daemon: Daemon, tiny: Callable[[str], Path]
 ) -> None:
-    with ready_frontend(daemon.endpoint, tiny("gqa")) as frontend:
+    with Frontend(daemon.endpoint) as frontend:
+        frontend.hello("silent")
+        frontend.load_model(tiny("gqa"))
+        frontend.create_cache(64, memory_fraction=0.1)
         prompt = [7] * 40
         frontend.step(
             new_requests=[new_request(0, prompt, [1, 2, 3])],
@@ -82,21 +85,21 @@ def test_a_silent_session_is_closed_and_gives_its_blocks_back(
             num_computed_tokens=[0],
             num_scheduled_tokens=[40],
         )
-        (session,) = _sessions_of(daemon, tiny("gqa"))
+        (session,) = _sessions_of(daemon, "silent")
         assert (session["running_requests"], session["used_blocks"]) == (1, 3)
-    _wait_until_closed(daemon, tiny("gqa"))
+    _wait_until_closed(daemon, "silent")
 
 
-def _wait_until_closed(daemon: Daemon, model: Path) -> None:
+def _wait_until_closed(daemon: Daemon, frontend: str) -> None:
     deadline = time.monotonic() + 30
-    while sessions := _sessions_of(daemon, model):
+    while sessions := _sessions_of(daemon, frontend):
         assert time.monotonic() < deadline, f"still open: {sessions}"
         time.sleep(0.2)
 
 
-def _sessions_of(daemon: Daemon, model: Path) -> list[dict]:
+def _sessions_of(daemon: Daemon, frontend: str) -> list[dict]:
     sessions = daemon.status()["sessions"]
-    return [session for session in sessions if session["model"] == str(model.resolve())]
+    return [session for session in sessions if session["frontend"] == frontend]
 
 
 def _serve(folder: Path) -> subprocess.CompletedProcess[str]:
