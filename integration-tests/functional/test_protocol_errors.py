@@ -207,7 +207,9 @@ def test_an_unknown_session_is_refused(daemon: Daemon, session: bytes) -> None:
 
 
 def test_a_session_ends_with_goodbye(frontend: Frontend) -> None:
+    session = frontend.session
     frontend.goodbye()
+    frontend.session = session
     with pytest.raises(DaemonError) as caught:
         frontend.step()
     assert caught.value.code == "UnknownSession"

@@ -87,6 +87,7 @@ def test_a_silent_session_is_closed_and_gives_its_blocks_back(
         )
         (session,) = _sessions_of(daemon, "silent")
         assert (session["running_requests"], session["used_blocks"]) == (1, 3)
+        frontend.close()
     _wait_until_closed(daemon, "silent")
 
 
