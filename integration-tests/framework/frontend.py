@@ -108,7 +108,7 @@ class Frontend(Peer):
         self.close()
 
     def _leave(self) -> None:
-        """Says goodbye past whatever is still on its way; what becomes of it is no test's matter."""
+        """Says goodbye, past whatever is still on its way."""
         seq = self.send("Goodbye")
         deadline = time.monotonic() + _LEAVE_TIMEOUT_S
         with contextlib.suppress(TimeoutError, zmq.ZMQError, AssertionError):

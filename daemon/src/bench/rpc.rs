@@ -93,7 +93,7 @@ async fn measure(flags: &RpcFlags, daemon: &OwnDaemon, num_reqs: u32) -> Result<
         max_num_batched_tokens: PROMPT * num_reqs,
         vocab_size: loaded.vocab_size,
         num_groups: 1,
-        sampling_params: SamplingParams::default(),
+        sampling_params: greedy(),
     };
     let create = CreateCache {
         num_blocks: shape.num_blocks(),
@@ -138,6 +138,14 @@ async fn measure(flags: &RpcFlags, daemon: &OwnDaemon, num_reqs: u32) -> Result<
         pipelined_us_p50: median(&pipelined),
         pipelined_us_p99: quantile(&pipelined, 0.99),
     })
+}
+
+/// What vLLM's engine core is measured with, too.
+fn greedy() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::default()
+    }
 }
 
 async fn pings(client: &mut Client, count: u32) -> Result<Vec<f64>, BenchError> {
