@@ -42,6 +42,23 @@ MATRICES = {
     f"{LAYER}.mlp.up_proj": (HIDDEN, HIDDEN),
     f"{LAYER}.mlp.down_proj": (HIDDEN, HIDDEN),
 }
+# The same model with experts, which mlx-lm has in stacks: outputs of the first expert first.
+NUM_EXPERTS = 4
+SPARSE_CONFIG = CONFIG | {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": NUM_EXPERTS,
+    "num_experts_per_tok": 2,
+}
+EXPERTS = f"{LAYER}.block_sparse_moe.switch_mlp."
+ROUTER = f"{LAYER}.block_sparse_moe.gate"
+SPARSE_MATRICES = {
+    **{name: shape for name, shape in MATRICES.items() if ".mlp." not in name},
+    **{
+        f"{EXPERTS}{kind}_proj": (NUM_EXPERTS * HIDDEN, HIDDEN)
+        for kind in ("gate", "up", "down")
+    },
+}
 TABLES = {"model.embed_tokens": (VOCAB, HIDDEN), "lm_head": (VOCAB, HIDDEN)}
 NORMS = [f"{LAYER}.input_layernorm", f"{LAYER}.post_attention_layernorm", "model.norm"]
 # The tensors of a layer as they are stored, and its weights.
@@ -213,6 +230,8 @@ FORMATS: dict[str, tuple[dict[str, Any], Format, Format]] = {
         dense,
     ),
 }
+# Those that are written with experts, too.
+SPARSE_FORMATS = ("mlx-4bit", "mlx-8bit", "mlx-mxfp4")
 # Layers of `mlx-mixed` that are not like the others: fused layers then consist of two matrices.
 MIXED = {
     f"{LAYER}.self_attn.v_proj": mlx(6, 32),
@@ -227,28 +246,30 @@ def write(
     tensors: dict[str, torch.Tensor],
     plain: dict[str, torch.Tensor],
 ) -> None:
-    """Writes a checkpoint and its twin."""
+    """Writes a checkpoint, and its twin, which is like it but for what it says of formats."""
     (folder / "plain").mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    write_plain(folder / "plain", plain)
+    (folder / "config.json").write_text(json.dumps(config))
+    unquantized = {key: value for key, value in config.items() if "quantization" not in key}
+    write_plain(folder / "plain", plain, unquantized)
 
 
-def write_plain(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+def write_plain(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     """Writes a twin."""
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def layers(
+    matrices: dict[str, tuple[int, int]],
     formats: dict[str, Format],
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The tensors of all layers, as they are stored and as floats."""
     tensors, plain = {}, {}
-    for name, shape in (MATRICES | TABLES).items():
+    for name, shape in (matrices | TABLES).items():
         stored, weight = formats[name](shape)
-        tensors |= {f"{name}.{kind}": tensor for kind, tensor in stored.items()}
-        plain[f"{name}.weight"] = weight.float()
+        tensors |= {f"{name}.{kind}": stack(name, tensor) for kind, tensor in stored.items()}
+        plain[f"{name}.weight"] = stack(name, weight.float())
     for name in NORMS:
         plain[f"{name}.weight"] = tensors[f"{name}.weight"] = 1 + 0.2 * torch.randn(
             HIDDEN
@@ -256,16 +277,35 @@ def layers(
     return tensors, plain
 
 
+def stack(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Rows by expert, if they are experts'."""
+    is_stack = name.startswith(EXPERTS)
+    return tensor.unflatten(0, (NUM_EXPERTS, -1)) if is_stack else tensor
+
+
 def main(folder: Path) -> None:
     """Writes all of them."""
     for name, (config, matrix, table) in FORMATS.items():
         torch.manual_seed(zlib.crc32(name.encode()))
         formats = dict.fromkeys(MATRICES, matrix) | dict.fromkeys(TABLES, table)
-        write(folder / name, config, *layers(formats))
+        write(folder / name, CONFIG | config, *layers(MATRICES, formats))
     torch.manual_seed(7)
     formats = dict.fromkeys(MATRICES | TABLES, mlx(4, 64)) | MIXED
     overrides = {name: {"bits": 6, "group_size": 32} for name in MIXED}
-    write(folder / "mlx-mixed", affine_config(4, 64, **overrides), *layers(formats))
+    config = CONFIG | affine_config(4, 64, **overrides)
+    write(folder / "mlx-mixed", config, *layers(MATRICES, formats))
+    for name in SPARSE_FORMATS:
+        torch.manual_seed(zlib.crc32(f"{name} experts".encode()))
+        config, matrix, table = FORMATS[name]
+        formats = dict.fromkeys(SPARSE_MATRICES, matrix) | dict.fromkeys(TABLES, table)
+        tensors, plain = layers(SPARSE_MATRICES, formats)
+        tensors[f"{ROUTER}.weight"] = plain[f"{ROUTER}.weight"] = router()
+        write(folder / f"{name}-experts", SPARSE_CONFIG | config, tensors, plain)
+
+
+def router() -> torch.Tensor:
+    """Scores of the experts."""
+    return torch.randn(NUM_EXPERTS, HIDDEN) * 0.2
 
 
 if __name__ == "__main__":

@@ -19,7 +19,19 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
-from make_formats import CONFIG, MATRICES, NORMS, TABLES, write_plain
+from make_formats import (
+    CONFIG,
+    EXPERTS,
+    MATRICES,
+    NORMS,
+    ROUTER,
+    SPARSE_CONFIG,
+    SPARSE_MATRICES,
+    TABLES,
+    router,
+    stack,
+    write_plain,
+)
 from safetensors.torch import load_file
 
 # Where a block has its scale, for weights of some 0.1; where it has a minimum, in units of what makes
@@ -38,6 +50,8 @@ BLOCKS: dict[Type, tuple[int, float, tuple[int, float] | None, bool]] = {
     Type.IQ4_NL: (0, 1 / 127, None, True),
     Type.IQ4_XS: (0, 1 / 4064, None, True),
 }
+# Those that are written with experts, too.
+SPARSE_TYPES = (Type.Q4_0, Type.Q8_0, Type.Q4_K, Type.Q6_K, Type.MXFP4)
 FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 NUM_HEADS, NUM_KV_HEADS = CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"]
 # By `model_type`.
@@ -123,13 +137,14 @@ def close(writer: Any) -> None:
     writer.close()
 
 
-def write_format(folder: Path, kind: Type) -> None:
-    """A Llama whose matrices are all of one type."""
+def write_format(folder: Path, kind: Type, *, with_experts: bool) -> None:
+    """A Llama, or a Mixtral, whose matrices are all of one type."""
     (folder / "plain").mkdir(parents=True)
-    writer = gguf_writer(folder / "model.gguf", gguf.MODEL_ARCH.LLAMA, CONFIG)
+    config = SPARSE_CONFIG if with_experts else CONFIG
+    writer = gguf_writer(folder / "model.gguf", gguf.MODEL_ARCH.LLAMA, config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
     plain = {}
-    for name, shape in (MATRICES | TABLES).items():
+    for name, shape in ((SPARSE_MATRICES if with_experts else MATRICES) | TABLES).items():
         stored, weight = layer(kind, shape)
         heads = {"q_proj": NUM_HEADS, "k_proj": NUM_KV_HEADS}.get(
             name.rpartition(".")[2]
@@ -137,15 +152,23 @@ def write_format(folder: Path, kind: Type) -> None:
         if heads:
             # Rows are blocks of their own, so those of the twin can be moved instead.
             weight = weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-        writer.add_tensor(f"{names.get_name(name)}.weight", stored, raw_dtype=kind)
-        plain[f"{name}.weight"] = weight.float().contiguous()
+        if name.startswith(EXPERTS):
+            to = f"blk.0.ffn_{name.removeprefix(EXPERTS).removesuffix('_proj')}_exps"
+            stored = stack(name, torch.from_numpy(stored)).numpy()
+        else:
+            to = names.get_name(name)
+        writer.add_tensor(f"{to}.weight", stored, raw_dtype=kind)
+        plain[f"{name}.weight"] = stack(name, weight.float()).contiguous()
+    if with_experts:
+        plain[f"{ROUTER}.weight"] = router()
+        writer.add_tensor("blk.0.ffn_gate_inp.weight", plain[f"{ROUTER}.weight"].numpy())
     for name in NORMS:
         norm = 1 + 0.2 * torch.randn(CONFIG["hidden_size"])
         writer.add_tensor(f"{names.get_name(name)}.weight", norm.numpy())
         plain[f"{name}.weight"] = norm
     close(writer)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    write_plain(folder / "plain", plain)
+    (folder / "config.json").write_text(json.dumps(config))
+    write_plain(folder / "plain", plain, config)
 
 
 def stacked(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -211,10 +234,11 @@ def main() -> None:
         for path in sorted(source.iterdir()):
             write_family(path, folder / path.name)
         return
-    for kind in [*FLOATS, *BLOCKS, Type.MXFP4]:
-        name = f"gguf-{kind.name.lower()}"
+    types = [*FLOATS, *BLOCKS, Type.MXFP4]
+    for kind, with_experts in [(t, False) for t in types] + [(t, True) for t in SPARSE_TYPES]:
+        name = f"gguf-{kind.name.lower()}{'-experts' * with_experts}"
         torch.manual_seed(zlib.crc32(name.encode()))
-        write_format(Path(folders[0]) / name, kind)
+        write_format(Path(folders[0]) / name, kind, with_experts=with_experts)
 
 
 if __name__ == "__main__":

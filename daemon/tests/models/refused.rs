@@ -64,7 +64,7 @@ fn folders_without_a_model_are_refused() {
 #[test]
 fn configs_that_cannot_be_run_are_refused() {
     use ErrorCode::{InvalidModel, UnsupportedModel};
-    let cases: [(&str, Value, ErrorCode, &[&str]); 7] = [
+    let cases: [(&str, Value, ErrorCode, &[&str]); 13] = [
         (
             "model_type",
             json!("mamba"),
@@ -94,6 +94,42 @@ fn configs_that_cannot_be_run_are_refused() {
             json!({ "bits": 4 }),
             UnsupportedModel,
             &["{\"bits\":4}", "affine (MLX)"],
+        ),
+        (
+            "quantization",
+            json!({ "bits": 4, "group_size": 16, "mode": "nvfp4" }),
+            UnsupportedModel,
+            &["quantization mode nvfp4", "supported: affine, mxfp4"],
+        ),
+        (
+            "quantization_config",
+            json!({ "quant_method": "awq", "bits": 8 }),
+            UnsupportedModel,
+            &["AWQ bits 8", "supported: 4"],
+        ),
+        (
+            "quantization_config",
+            json!({ "quant_method": "awq", "bits": 4, "version": "gemv" }),
+            UnsupportedModel,
+            &["AWQ version gemv", "supported: gemm"],
+        ),
+        (
+            "quantization_config",
+            json!({ "quant_method": "gptq", "bits": 3 }),
+            UnsupportedModel,
+            &["GPTQ bits 3", "supported: 2, 4, 8"],
+        ),
+        (
+            "quantization_config",
+            json!({ "quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin" }),
+            UnsupportedModel,
+            &["GPTQ checkpoint_format marlin", "supported: gptq, gptq_v2"],
+        ),
+        (
+            "rope_scaling",
+            json!({ "rope_type": "mrope" }),
+            UnsupportedModel,
+            &["rope_type", "mrope", "supported: default, linear, "],
         ),
         (
             "vocab_size",

@@ -1,13 +1,14 @@
 //! Blocks of GGUF files: rows of blocks, each 32 or 256 weights with their scales.
 //!
 //! Blocks whose weights are `scale * integer + bias` by 32 are held as that. Others are held with
-//! eight bits: exactly if their values are whole multiples of a scale, else rounded to 1/255 of the
-//! range of each 32.
+//! eight bits: exactly if their values are whole multiples of a scale, else rounded to some 255 steps
+//! of the range of each 32.
 //!
 //! # Source
 //! ggml `ggml-common.h` (layouts) and `ggml-quants.c` (`dequantize_row_*`).
 
 mod blocks;
+mod group;
 mod k_quants;
 
 use std::os::unix::fs::FileExt;
@@ -15,15 +16,13 @@ use std::os::unix::fs::FileExt;
 use metal_rpc_kernels::QuantizedFormat;
 use rayon::prelude::*;
 
+use self::group::{GROUP, Group};
 use super::{FloatTarget, Held, Target};
 use crate::models::{
     Dtype, ModelError,
     checkpoint::{TensorEntry, WeightsFile},
     convert::Element,
 };
-
-/// Weights that share scale and bias, as they are held.
-const GROUP: usize = 32;
 
 /// Bytes that one task reads at a time.
 const CHUNK_SIZE_BYTES: usize = 256 << 10;
@@ -58,7 +57,7 @@ const TYPES: [Row; 13] = [
     (BlockType::Q5_1, 7, "Q5_1", 32, 24, 5, true),
     (BlockType::Q8_0, 8, "Q8_0", 32, 34, 8, true),
     (BlockType::Q2K, 10, "Q2_K", 256, 84, 8, false),
-    (BlockType::Q3K, 11, "Q3_K", 256, 110, 8, false),
+    (BlockType::Q3K, 11, "Q3_K", 256, 110, 8, true),
     (BlockType::Q4K, 12, "Q4_K", 256, 144, 4, true),
     (BlockType::Q5K, 13, "Q5_K", 256, 176, 5, true),
     (BlockType::Q6K, 14, "Q6_K", 256, 210, 8, false),
@@ -145,7 +144,7 @@ impl BlockType {
     pub fn precision(self) -> &'static str {
         match self.row().6 {
             true => "scales are rounded to float16",
-            false => "weights are rounded to 1/255 of the range of 32",
+            false => "weights are rounded to about 1/255 of the range of 32",
         }
     }
 
@@ -154,49 +153,6 @@ impl BlockType {
     pub fn held_bits(self) -> u64 {
         // A scale and a bias of 16 bits are one bit a weight; MXFP4's exponent rounds up to one.
         u64::from(self.row().5) + 1
-    }
-}
-
-/// Thirty-two weights as they are held: `scale * integer + bias`.
-#[derive(Clone, Copy)]
-struct Group {
-    scale: f32,
-    bias: f32,
-    integers: [u8; GROUP],
-}
-
-impl Group {
-    const EMPTY: Self = Self {
-        scale: 0.0,
-        bias: 0.0,
-        integers: [0; GROUP],
-    };
-
-    /// The nearest of 256 steps between the smallest and the largest.
-    fn rounded(weights: &[f32]) -> Self {
-        let low = weights.iter().copied().fold(f32::INFINITY, f32::min);
-        let high = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        // As it will be held: integers are chosen for the rounded scale and bias.
-        let half = |value: f32| half::f16::from_f32(value).to_f32();
-        let (scale, bias) = (half((high - low) / 255.0), half(low));
-        let mut integers = [0; GROUP];
-        if scale > 0.0 {
-            for (integer, weight) in integers.iter_mut().zip(weights) {
-                let step = ((weight - bias) / scale).round().clamp(0.0, 255.0);
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "whole, 0 to 255"
-                )]
-                let step = step as u8;
-                *integer = step;
-            }
-        }
-        Self {
-            scale,
-            bias,
-            integers,
-        }
     }
 }
 

@@ -39,9 +39,9 @@ impl BlockType {
             Self::Iq4Xs => non_linear_by_eight(block, groups),
             Self::Q4K => k_quants::q4(block, groups),
             Self::Q5K => k_quants::q5(block, groups),
-            Self::Q2K => round(&k_quants::q2(block), groups),
-            Self::Q3K => round(&k_quants::q3(block), groups),
-            Self::Q6K => round(&k_quants::q6(block), groups),
+            Self::Q2K => k_quants::q2(block, groups),
+            Self::Q3K => k_quants::q3(block, groups),
+            Self::Q6K => k_quants::q6(block, groups),
             Self::Mxfp4 => unreachable!("it has no integers"),
         }
     }
@@ -81,11 +81,5 @@ fn non_linear_by_eight(block: &[u8], groups: &mut [Group]) {
         let scale = u16::from(low) | (high >> (2 * index) & 3) << 4;
         let scale = float(block, 0) * (f32::from(scale) - 32.0);
         *to = non_linear(scale, &block[8 + 16 * index..]);
-    }
-}
-
-fn round(weights: &[f32; 256], groups: &mut [Group]) {
-    for (group, weights) in groups.iter_mut().zip(weights.chunks_exact(GROUP)) {
-        *group = Group::rounded(weights);
     }
 }

@@ -43,25 +43,30 @@ fn linear(block: &[u8], codes: &[u8], groups: &mut [Group], high: impl Fn(usize,
 }
 
 /// Two bits; scales and minima of 16 weights in the halves of a byte; `d`, `dmin` at the end.
-pub(super) fn q2(block: &[u8]) -> [f32; 256] {
+pub(super) fn q2(block: &[u8], groups: &mut [Group]) {
     let (d, dmin) = (float(block, 80), float(block, 82));
-    std::array::from_fn(|i| {
+    let weights: [f32; 256] = std::array::from_fn(|i| {
         let (half, within) = (i / 128, i % 128);
         let code = block[16 + half * 32 + within % 32] >> (2 * (within / 32)) & 3;
         let shared = block[i / 16];
         d * f32::from(shared & 15) * f32::from(code) - dmin * f32::from(shared >> 4)
-    })
+    });
+    for (to, weights) in groups.iter_mut().zip(weights.chunks_exact(GROUP)) {
+        *to = Group::rounded(weights);
+    }
 }
 
 /// Two bits and a mask of third bits (set: 0, clear: -4); scales of 16 weights in six bits.
-pub(super) fn q3(block: &[u8]) -> [f32; 256] {
+///
+/// All weights are multiples of `d` by -124 to 128, so that groups are held exactly.
+pub(super) fn q3(block: &[u8], groups: &mut [Group]) {
     let (mask, codes, scales, d) = (
         &block[..32],
         &block[32..96],
         &block[96..108],
         float(block, 108),
     );
-    std::array::from_fn(|i| {
+    let weights: [f32; 256] = std::array::from_fn(|i| {
         let (half, within) = (i / 128, i % 128);
         let low = codes[half * 32 + within % 32] >> (2 * (within / 32)) & 3;
         let is_high = mask[within % 32] >> (4 * half + within / 32) & 1 == 1;
@@ -70,22 +75,26 @@ pub(super) fn q3(block: &[u8]) -> [f32; 256] {
         let low = scales[index % 8] >> (4 * (index / 8)) & 15;
         let scale = low | (scales[8 + index % 4] >> (2 * (index / 4)) & 3) << 4;
         d * (f32::from(scale) - 32.0) * code
-    })
+    });
+    for (to, weights) in groups.iter_mut().zip(weights.chunks_exact(GROUP)) {
+        *to = Group::rounded_by(weights, d);
+    }
 }
 
 /// Four low bits, two high bits, signed scales of 16 weights, `d`.
-pub(super) fn q6(block: &[u8]) -> [f32; 256] {
-    let (low, high, scales, d) = (
-        &block[..128],
-        &block[128..192],
-        &block[192..208],
-        float(block, 208),
-    );
-    std::array::from_fn(|i| {
+///
+/// Of the two scales that meet in a group, the larger may be met exactly.
+pub(super) fn q6(block: &[u8], groups: &mut [Group]) {
+    let (low, high, d) = (&block[..128], &block[128..192], float(block, 208));
+    let scales: [f32; 16] = std::array::from_fn(|i| d * f32::from(block[192 + i].cast_signed()));
+    let weights: [f32; 256] = std::array::from_fn(|i| {
         let (half, within) = (i / 128, i % 128);
         let low = low[half * 64 + within % 64] >> (4 * (within / 64)) & 15;
         let high = high[half * 32 + within % 32] >> (2 * (within / 32)) & 3;
-        let scale = f32::from(scales[i / 16].cast_signed());
-        d * scale * (f32::from(low | high << 4) - 32.0)
-    })
+        scales[i / 16] * (f32::from(low | high << 4) - 32.0)
+    });
+    let parts = weights.chunks_exact(GROUP).zip(scales.chunks_exact(2));
+    for (to, (weights, scales)) in groups.iter_mut().zip(parts) {
+        *to = Group::rounded_by(weights, scales[0].abs().max(scales[1].abs()));
+    }
 }
