@@ -117,16 +117,25 @@ mx::Stream host_stream(mx::Stream stream, const mlx_array* inputs, size_t num_in
   return mx::default_stream(mx::Device::cpu);
 }
 
-// `array` itself where its memory is known to be in row order, else a node that makes it so.
-mx::array in_row_order(const mx::array& array, mx::Stream stream) {
+// Whether the memory of `array` is known to be in row order.
+bool is_in_row_order(const mx::array& array) {
   if (array.status() != mx::array::Status::unscheduled) {
-    if (array.flags().row_contiguous) {
-      return array;
-    }
-  } else if (array.has_primitive() && dynamic_cast<HostKernel*>(&array.primitive())) {
-    return array;
+    return array.flags().row_contiguous;
   }
-  return mx::contiguous(array, false, stream);
+  if (!array.has_primitive()) {
+    return false;
+  }
+  if (dynamic_cast<HostKernel*>(&array.primitive())) {
+    return true;
+  }
+  // It shares the memory of what is in row order. (MLX does not export its type.)
+  return std::strcmp(array.primitive().name(), "Reshape") == 0 &&
+      is_in_row_order(array.inputs()[0]);
+}
+
+// `array` itself, or a node that puts it into row order.
+mx::array in_row_order(const mx::array& array, mx::Stream stream) {
+  return is_in_row_order(array) ? array : mx::contiguous(array, false, stream);
 }
 
 } // namespace

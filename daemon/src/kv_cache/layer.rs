@@ -33,21 +33,25 @@ impl LayerCache {
         })
     }
 
-    /// Writes the keys and values of this forward.
+    /// Normalises and turns the heads of this forward, and writes its keys and values.
     ///
     /// # Shapes
-    /// - `key`, `value`: `[num_tokens, num_kv_heads, head_dim]`
+    /// - `qkv`: `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`
+    /// - `positions`: `[num_tokens]` i32
     /// - `slot_mapping`: `[num_tokens]` i32, pool slots; `PAD_SLOT` skips the token
+    /// - returns the queries, `[num_tokens, num_heads, head_dim]`
     ///
     /// # Errors
     /// On shapes that do not fit the cache.
     pub fn write(
         &mut self,
-        key: &Array,
-        value: &Array,
+        qkv: &Array,
+        positions: &Array,
         slot_mapping: &Array,
-    ) -> Result<(), kernels::KernelError> {
-        kernels::reshape_and_cache(key, value, &mut self.key, &mut self.value, slot_mapping)
+        params: &kernels::QkvParams,
+    ) -> Result<Array, kernels::KernelError> {
+        let caches = [&mut self.key, &mut self.value];
+        kernels::rope_and_cache(qkv, positions, slot_mapping, params, caches)
     }
 
     /// Keys, as of the last write.

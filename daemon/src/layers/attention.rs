@@ -1,9 +1,9 @@
 //! Grouped-query attention over the paged cache.
 
-use metal_rpc_kernels::{self as kernels, AttentionParams};
-use mlx_rs::Array;
+use metal_rpc_kernels::{self as kernels, AttentionParams, QkvParams};
+use mlx_rs::{Array, ops::concatenate};
 
-use super::{Linear, Norm, NormArgs, Rope, RopeArgs};
+use super::{Linear, Norm, NormArgs, RopeArgs};
 use crate::models::{LayerInput, ModelError, weights::Weights};
 
 /// How queries and keys are normalised before they are turned.
@@ -52,8 +52,9 @@ pub struct Attention {
     /// Query, key and value read the same input, so they are one product.
     qkv: Linear,
     output: Linear,
+    /// Norms that are not part of `heads`.
     norms: Option<QkNorms>,
-    rope: Option<Rope>,
+    heads: QkvParams,
     num_heads: i32,
     num_kv_heads: i32,
     head_dim: i32,
@@ -89,14 +90,20 @@ impl Attention {
             }
             false => None,
         };
+        let norms = args
+            .qk_norm
+            .map(|norm| QkNorms::load(name, norm, args, weights))
+            .transpose()?;
+        let norm = norms.as_ref().and_then(QkNorms::of_heads);
         Ok(Self {
             qkv: Linear::load(&qkv, args.hidden_size, args.qkv_bias, weights)?,
             output: Linear::load(&output, query_width, args.output_bias, weights)?,
-            norms: args
-                .qk_norm
-                .map(|norm| QkNorms::load(name, norm, args, weights))
-                .transpose()?,
-            rope: args.rope.map(Rope::new),
+            norms: norms.filter(|_| norm.is_none()),
+            heads: QkvParams {
+                num_heads: args.num_heads,
+                norm,
+                rope: args.rope.map(RopeArgs::params),
+            },
             num_heads: args.num_heads,
             num_kv_heads: args.num_kv_heads,
             head_dim: args.head_dim,
@@ -135,26 +142,16 @@ impl Attention {
     /// # Errors
     /// If the shapes in `input` do not fit each other.
     pub fn forward(&self, x: &Array, input: LayerInput<'_>) -> Result<Array, ModelError> {
-        let num_tokens = x.dim(0);
-        let heads = self.num_heads + 2 * self.num_kv_heads;
-        let qkv = self.qkv.forward(x)?;
-        let qkv = qkv.reshape(&[num_tokens, heads, self.head_dim])?;
-        let ends = [self.num_heads, self.num_heads + self.num_kv_heads];
-        let parts = qkv.split_at_indices(&ends, 1)?;
-        let [query, key, value] = <[Array; 3]>::try_from(parts).expect("two indices make three");
-        let (query, key) = match &self.norms {
-            Some(norms) => norms.forward(&query, &key)?,
-            None => (query, key),
-        };
-        let (query, key) = match &self.rope {
-            Some(rope) => (
-                rope.forward(&query, input.positions)?,
-                rope.forward(&key, input.positions)?,
-            ),
-            None => (query, key),
-        };
-        let LayerInput { group, cache, .. } = input;
-        cache.write(&key, &value, &group.slot_mapping)?;
+        let mut qkv = self.qkv.forward(x)?;
+        if let Some(norms) = &self.norms {
+            qkv = norms.forward(&qkv, [self.num_heads, self.num_kv_heads], self.head_dim)?;
+        }
+        let LayerInput {
+            positions,
+            group,
+            cache,
+        } = input;
+        let query = cache.write(&qkv, positions, &group.slot_mapping, &self.heads)?;
         let attended = kernels::paged_attention(
             &query,
             cache.key(),
@@ -163,8 +160,7 @@ impl Attention {
             &self.params,
         )?;
         let width = self.num_heads * self.head_dim;
-        self.output
-            .forward(&attended.reshape(&[num_tokens, width])?)
+        self.output.forward(&attended.reshape(&[x.dim(0), width])?)
     }
 }
 
@@ -198,14 +194,35 @@ impl QkNorms {
         })
     }
 
-    fn forward(&self, query: &Array, key: &Array) -> Result<(Array, Array), ModelError> {
+    /// As the kernel takes them, where it can.
+    fn of_heads(&self) -> Option<kernels::QkNorm> {
+        let ((query, eps), (key, _)) = (self.query.rms()?, self.key.rms()?);
+        (!self.all_heads).then(|| kernels::QkNorm {
+            query: query.clone(),
+            key: key.clone(),
+            eps,
+        })
+    }
+
+    /// # Shapes
+    /// - `qkv`: `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`; so is the result
+    fn forward(
+        &self,
+        qkv: &Array,
+        [num_heads, num_kv_heads]: [i32; 2],
+        head_dim: i32,
+    ) -> Result<Array, ModelError> {
+        let ends = [num_heads, num_heads + num_kv_heads].map(|heads| heads * head_dim);
+        let parts = qkv.split_at_indices(&ends, 1)?;
+        let [query, key, value] = <[Array; 3]>::try_from(parts).expect("two indices make three");
         let norm = |norm: &Norm, x: &Array| {
-            if !self.all_heads {
+            if self.all_heads {
                 return norm.forward(x);
             }
-            let rows = x.reshape(&[x.dim(0), x.dim(1) * x.dim(2)])?;
-            Ok(norm.forward(&rows)?.reshape(x.shape())?)
+            let heads = x.reshape(&[x.dim(0), -1, head_dim])?;
+            Ok(norm.forward(&heads)?.reshape(x.shape())?)
         };
-        Ok((norm(&self.query, query)?, norm(&self.key, key)?))
+        let (query, key) = (norm(&self.query, &query)?, norm(&self.key, &key)?);
+        Ok(concatenate(&[query, key, value], 1)?)
     }
 }

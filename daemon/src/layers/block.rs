@@ -62,6 +62,61 @@ pub struct ResidualArgs {
     pub multiplier: Option<f32>,
 }
 
+/// The residual stream of a forward.
+///
+/// What a half adds to it is added by the norm that comes next, in the same node.
+#[derive(Debug)]
+pub struct Stream {
+    hidden: Array,
+    /// What is still to be added to `hidden`.
+    addend: Option<Array>,
+}
+
+impl Stream {
+    /// Begins with the embeddings, `[num_tokens, hidden_size]`.
+    #[must_use]
+    pub fn new(hidden: Array) -> Self {
+        Self {
+            hidden,
+            addend: None,
+        }
+    }
+
+    /// What it holds, normalised.
+    ///
+    /// # Errors
+    /// If the norm is of another width.
+    pub fn normed(&mut self, norm: &Norm) -> Result<Array, ModelError> {
+        let Some(addend) = self.addend.take() else {
+            return norm.forward(&self.hidden);
+        };
+        let (normed, sum) = norm.forward_sum(&addend, &self.hidden)?;
+        self.hidden = sum;
+        Ok(normed)
+    }
+
+    /// What it holds.
+    ///
+    /// # Errors
+    /// If MLX refuses.
+    pub fn hidden(&mut self) -> Result<&Array, ModelError> {
+        if let Some(addend) = self.addend.take() {
+            self.hidden = self.hidden.add(addend)?;
+        }
+        Ok(&self.hidden)
+    }
+
+    /// Adds the result of a half.
+    ///
+    /// # Errors
+    /// If MLX refuses.
+    pub fn add(&mut self, addend: Array) -> Result<(), ModelError> {
+        self.hidden()?;
+        self.addend = Some(addend);
+        Ok(())
+    }
+}
+
 /// `x + multiplier * after(half(before(x)))`.
 #[derive(Debug)]
 struct Residual {
@@ -73,12 +128,12 @@ struct Residual {
 impl Residual {
     fn forward(
         &self,
-        x: &Array,
+        stream: &mut Stream,
         half: impl FnOnce(&Array) -> Result<Array, ModelError>,
-    ) -> Result<Array, ModelError> {
+    ) -> Result<(), ModelError> {
         let mut y = match &self.before {
-            Some(norm) => half(&norm.forward(x)?)?,
-            None => half(x)?,
+            Some(norm) => half(&stream.normed(norm)?)?,
+            None => half(stream.hidden()?)?,
         };
         if let Some(norm) = &self.after {
             y = norm.forward(&y)?;
@@ -86,7 +141,7 @@ impl Residual {
         if let Some(multiplier) = self.multiplier {
             y = y.multiply(Array::from_f32(multiplier).as_dtype(y.dtype())?)?;
         }
-        Ok(x.add(y)?)
+        stream.add(y)
     }
 }
 
@@ -176,11 +231,11 @@ pub trait DecoderBlock: Debug + Send {
     /// Its attention, which says what its cache looks like.
     fn attention(&self) -> &Attention;
 
-    /// Shape and dtype of `hidden`, `[num_tokens, hidden_size]`.
+    /// Reads the stream and adds to it.
     ///
     /// # Errors
-    /// If the shapes of `hidden` and `input` do not fit each other.
-    fn forward(&self, hidden: &Array, input: LayerInput<'_>) -> Result<Array, ModelError>;
+    /// If the shapes of `stream` and `input` do not fit each other.
+    fn forward(&self, stream: &mut Stream, input: LayerInput<'_>) -> Result<(), ModelError>;
 }
 
 impl<F: FeedForward> DecoderBlock for Block<F> {
@@ -188,10 +243,10 @@ impl<F: FeedForward> DecoderBlock for Block<F> {
         &self.attention
     }
 
-    fn forward(&self, hidden: &Array, input: LayerInput<'_>) -> Result<Array, ModelError> {
+    fn forward(&self, stream: &mut Stream, input: LayerInput<'_>) -> Result<(), ModelError> {
         let attend = |x: &Array| self.attention.forward(x, input);
-        let hidden = self.around_attention.forward(hidden, attend)?;
+        self.around_attention.forward(stream, attend)?;
         let feed = |x: &Array| self.feed_forward.forward(x);
-        self.around_feed_forward.forward(&hidden, feed)
+        self.around_feed_forward.forward(stream, feed)
     }
 }

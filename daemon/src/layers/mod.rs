@@ -18,7 +18,7 @@ mod rope;
 pub use self::{
     activation::Activation,
     attention::{Attention, AttentionArgs, QkNorm},
-    block::{Block, DecoderBlock, DenseArgs, FeedForward, NormPlacement, ResidualArgs},
+    block::{Block, DecoderBlock, DenseArgs, FeedForward, NormPlacement, ResidualArgs, Stream},
     embedding::Embedding,
     expert_linear::ExpertLinear,
     linear::Linear,
@@ -26,5 +26,5 @@ pub use self::{
     mlp::{Mlp, MlpArgs, MlpInput},
     moe::{Moe, MoeArgs, SharedExpertArgs, SparseMlp},
     norm::{Norm, NormArgs, NormKind},
-    rope::{Rope, RopeArgs, RopeScaling},
+    rope::{RopeArgs, RopeScaling},
 };

@@ -80,4 +80,25 @@ impl Norm {
             }
         })
     }
+
+    /// `x + residual`, normalised, and as it is.
+    ///
+    /// # Shapes
+    /// - `x`, `residual`: `[.., dim]`; so are the results
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_sum(&self, x: &Array, residual: &Array) -> Result<(Array, Array), ModelError> {
+        if self.bias.is_none() {
+            return Ok(kernels::add_rms_norm(x, residual, &self.weight, self.eps)?);
+        }
+        let sum = residual.add(x)?;
+        Ok((self.forward(&sum)?, sum))
+    }
+
+    /// Weight and epsilon, if it is a root-mean-square norm.
+    #[must_use]
+    pub fn rms(&self) -> Option<(&Array, f32)> {
+        self.bias.is_none().then_some((&self.weight, self.eps))
+    }
 }

@@ -10,10 +10,8 @@
 
 use std::f64::consts::PI;
 
-use metal_rpc_kernels::{self as kernels, RopePairing};
+use metal_rpc_kernels::{RopePairing, RopeParams};
 use mlx_rs::Array;
-
-use crate::models::ModelError;
 
 /// Base and scaling of a rope.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,45 +82,17 @@ pub enum RopeScaling {
     },
 }
 
-/// Turns queries and keys by their position.
-#[derive(Debug)]
-pub struct Rope {
-    /// `[rotary_dim / 2]` f32, radians per token.
-    inv_freq: Array,
-    attention_factor: f32,
-    pairing: RopePairing,
-}
-
-impl Rope {
-    /// The rope of a layer.
+impl RopeArgs {
+    /// What the kernel reads.
     #[must_use]
-    pub fn new(args: &RopeArgs) -> Self {
-        Self {
-            inv_freq: Array::from_slice(&args.inv_freq(), &[args.rotary_dim / 2]),
-            attention_factor: args.attention_factor(),
-            pairing: args.pairing,
+    pub fn params(&self) -> RopeParams {
+        RopeParams {
+            inv_freq: Array::from_slice(&self.inv_freq(), &[self.rotary_dim / 2]),
+            scale: self.attention_factor(),
+            pairing: self.pairing,
         }
     }
 
-    /// # Shapes
-    /// - `x`: `[num_tokens, heads, head_dim]`
-    /// - `positions`: `[num_tokens]` i32
-    /// - returns shape and dtype of `x`
-    ///
-    /// # Errors
-    /// If the shapes do not fit.
-    pub fn forward(&self, x: &Array, positions: &Array) -> Result<Array, ModelError> {
-        Ok(kernels::rope(
-            x,
-            positions,
-            &self.inv_freq,
-            self.attention_factor,
-            self.pairing,
-        )?)
-    }
-}
-
-impl RopeArgs {
     /// What sine and cosine are multiplied by.
     #[must_use]
     pub fn attention_factor(&self) -> f32 {

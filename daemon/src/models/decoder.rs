@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     kv_cache::KvCache,
-    layers::{Attention, Block, DecoderBlock, DenseArgs, Embedding, Linear, MoeArgs, Norm},
+    layers::{Attention, Block, DecoderBlock, DenseArgs, Embedding, Linear, MoeArgs, Norm, Stream},
 };
 
 /// What a family does around its blocks, beside the dimensions.
@@ -149,6 +149,7 @@ impl Model for Decoder {
         if let Some(scale) = self.decoder_args.embedding_scale {
             hidden = scaled(&hidden, scale)?;
         }
+        let mut stream = Stream::new(hidden);
         for (index, block) in self.blocks.iter().enumerate() {
             let (cache, group) = kv_cache.layer(index);
             let input = LayerInput {
@@ -156,9 +157,9 @@ impl Model for Decoder {
                 group: &input.groups[group],
                 cache,
             };
-            hidden = block.forward(&hidden, input)?;
+            block.forward(&mut stream, input)?;
         }
-        self.norm.forward(&hidden)
+        stream.normed(&self.norm)
     }
 
     fn logits(&self, hidden: &Array) -> Result<Array, ModelError> {

@@ -4,8 +4,6 @@
 //! # Source
 //! transformers 5.20 `models/phi/modeling_phi.py`; mlx-lm `models/phi.py`.
 
-use mlx_rs::Array;
-
 use super::{
     Config, Family, LayerInput, Model, ModelArgs, ModelError,
     args::Defaults,
@@ -15,7 +13,7 @@ use super::{
     weights::Weights,
 };
 use crate::layers::{
-    Attention, DecoderBlock, DenseArgs, FeedForward, Mlp, MlpInput, Norm, NormKind,
+    Attention, DecoderBlock, DenseArgs, FeedForward, Mlp, MlpInput, Norm, NormKind, Stream,
 };
 
 /// How the registry knows this family.
@@ -102,10 +100,10 @@ impl DecoderBlock for Block {
         &self.attention
     }
 
-    fn forward(&self, hidden: &Array, input: LayerInput<'_>) -> Result<Array, ModelError> {
-        let normed = self.norm.forward(hidden)?;
+    fn forward(&self, stream: &mut Stream, input: LayerInput<'_>) -> Result<(), ModelError> {
+        let normed = stream.normed(&self.norm)?;
         let attended = self.attention.forward(&normed, input)?;
         let fed = self.mlp.forward(&normed)?;
-        Ok(attended.add(fed)?.add(hidden)?)
+        stream.add(attended.add(fed)?)
     }
 }

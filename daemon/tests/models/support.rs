@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use metal_rpc_kernels::AttentionMetadata;
+use metal_rpc_kernels::{AttentionMetadata, QkvParams};
 use metald::{
     kv_cache::{CacheGroups, KvCache},
     models::{self, Dtype, ForwardInput, GroupInput, LoadOptions, Model, ModelError},
@@ -70,9 +70,18 @@ impl Runner {
         let slots: Vec<i32> = (0..BLOCK_SIZE).collect();
         for layer in 0..specs.len() {
             let (cache, _) = cache.layer(layer);
-            let shape = [BLOCK_SIZE, cache.key().dim(2), cache.key().dim(3)];
+            let (heads, dim) = (cache.key().dim(2), cache.key().dim(3));
+            let shape = [BLOCK_SIZE, (1 + 2 * heads) * dim];
             let nan = Array::full::<f32>(&shape, Array::from_f32(f32::NAN)).expect("small");
-            cache.write(&nan, &nan, &vector(&slots)).expect("in range");
+            let params = QkvParams {
+                num_heads: 1,
+                norm: None,
+                rope: None,
+            };
+            let slots = vector(&slots);
+            cache
+                .write(&nan, &slots, &slots, &params)
+                .expect("in range");
         }
         Self {
             model,
