@@ -52,6 +52,7 @@ pub mod ministral;
 pub mod mistral;
 pub mod mixtral;
 pub mod olmo2;
+pub mod olmo3;
 pub mod phi;
 pub mod phi3;
 pub mod qwen;
@@ -110,6 +111,7 @@ pub const FAMILIES: &[Family] = &[
     gpt_oss::FAMILY,
     granite::FAMILY,
     olmo2::FAMILY,
+    olmo3::FAMILY,
 ];
 
 /// A model with its weights, ready to run.
