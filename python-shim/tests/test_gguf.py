@@ -36,13 +36,14 @@ def write(tmp_path: Path) -> Writer:
         tokenizer: dict[str, Any] | None = None,
         tensors: dict[str, np.ndarray] | None = None,
         name: str = "model.gguf",
+        kind: gguf.GGMLQuantizationType | None = None,
     ) -> Path:
         writer = gguf.GGUFWriter(tmp_path / name, architecture)
         keys = {f"{architecture}.{key}": value for key, value in (SHARED | (values or {})).items()}
         for key, value in (keys | (tokenizer or byte_level())).items():
             _add(writer, key, value)
         for tensor, data in (tensors or {"token_embd.weight": np.zeros((4, 32), "f4")}).items():
-            writer.add_tensor(tensor, data)
+            writer.add_tensor(tensor, data, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -140,6 +141,16 @@ def test_what_cannot_be_described_is_refused(write: Writer, case: str) -> None:
     architecture, values, tokenizer, tensors, text = REFUSED[case]
     with pytest.raises(GgufError, match=text):
         folder_of(write(architecture, values, tokenizer, tensors))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "IQ4_XS", "MXFP4"])
+def test_types_of_blocks_are_left_to_the_daemon(write: Writer, kind: str) -> None:
+    number = gguf.GGMLQuantizationType[kind]
+    _, size = gguf.GGML_QUANT_SIZES[number]
+    blocks = np.zeros((4, size), "u1")
+    path = write("llama", tensors={"token_embd.weight": blocks}, kind=number)
+    assert GgufFile.read(path).tensors["token_embd.weight"][0] == number
+    assert (folder_of(path) / "model.gguf").samefile(path)
 
 
 def test_damaged_files_are_refused(write: Writer) -> None:

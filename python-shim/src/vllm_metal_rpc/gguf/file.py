@@ -1,8 +1,10 @@
 """The header of a GGUF file: metadata, and which tensors there are.
 
-transformers reads the format; this adds what is missing of a file whose parts are several.
+transformers reads the format. Its own `GgufHeader` refuses types of blocks that it cannot compute
+with; which ones `metald` can, is `metald`'s to say.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +15,8 @@ from vllm_metal_rpc.errors import MetalRpcError
 
 _TOKENS: Final = "tokenizer.ggml.tokens"
 _MERGES: Final = "tokenizer.ggml.merges"
+# Where data begins, unless the file says otherwise.
+_ALIGNMENT: Final = 32
 _F32: Final = 0
 # ggml's numbers of types that are no blocks.
 _FLOATS: Final = {0: "float32", 1: "float16", 30: "bfloat16"}
@@ -43,22 +47,22 @@ class GgufFile:
         Raises:
             GgufError: It is none, or damaged.
         """
-        from transformers.integrations.gguf.reader import GgufHeader, read_gguf_metadata
+        # Slow to import.
+        from transformers.integrations.gguf.reader import _read_metadata, _read_tensor_table
 
         try:
-            values, _ = read_gguf_metadata(str(path), (_TOKENS, _MERGES))
-            header = GgufHeader.from_file(str(path))
+            data = np.memmap(path, mode="r", dtype=np.uint8)
+            values, count, start = _read_metadata(data, str(path), (_TOKENS, _MERGES))
+            entries, end = _read_tensor_table(data, count, start)
         except (ValueError, IndexError, KeyError, OSError) as error:
             raise GgufError(f"{path} cannot be read as GGUF: {error}") from error
         except Exception as error:  # struct.error is what a file that ends early raises.
             raise GgufError(f"{path} cannot be read as GGUF: it ends early ({error})") from error
+        alignment = values.get("general.alignment", _ALIGNMENT)
+        data_start = -(-end // alignment) * alignment
         tensors = {
-            info.name: (
-                info.ggml_type,
-                header.data_start + info.offset,
-                int(np.prod(info.shape)),
-            )
-            for info in header.tensors
+            name: (kind, data_start + offset, math.prod(shape))
+            for name, shape, kind, offset in entries
         }
         return cls(path, values, tensors)
 
