@@ -48,6 +48,11 @@ def environment(folder: Path, **changes: str) -> dict[str, str]:
     }
 
 
+def daemon_log(folder: Path) -> Path:
+    """What a daemon writes that a shim has started in `folder`."""
+    return folder / "state" / "metal-rpc" / "metald.log"
+
+
 def status(folder: Path, **changes: str) -> dict[str, Any] | None:
     """What `metald status --json` says, or None when no daemon answers."""
     result = subprocess.run(

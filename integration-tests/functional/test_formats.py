@@ -4,6 +4,7 @@ What each format's numbers mean is compared exactly in `daemon/tests/models`; he
 has to take the path as a user types it, and to answer.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from framework import models
-from framework.daemon import stopped_at_the_end
+from framework.daemon import daemon_log, stopped_at_the_end
 from framework.quantise import quantise
 from framework.reference import ReferenceModel
 from framework.server import Server
@@ -22,6 +24,8 @@ from framework.server import Server
 # Rounding to bfloat16 moves logits of this size by some hundredths; a GGUF file was not rounded.
 TIE = 0.1
 QUESTION = "The capital of France is"
+# Gemma 3 270M goes on in circles after the shorter one.
+GEMMA_QUESTION = "Question: What is the capital of France? Answer:"
 # One vLLM takes a core for its start.
 AT_A_TIME = 2
 FLAGS = ("--max-model-len=512", "--gpu-memory-utilization=0.1", "--max-num-seqs=8")
@@ -43,10 +47,18 @@ def paths(smollm2: Path, make_folder: Callable[[], Path]) -> dict[str, Path]:
         "awq": quantise(smollm2, root / "awq", "awq"),
         "gptq": quantise(smollm2, root / "gptq", "gptq"),
         "torch": torch_folder,
+        "gemma-mlx": models.real("gemma3-270m-4bit"),
+        "gemma-mlx-8bit": models.real("gemma3-270m-8bit"),
+        "gemma-gguf": models.real("gemma3-270m-gguf") / "model.gguf",
     }
 
 
-FORMATS = ("mlx", "gguf", "awq", "gptq", "torch")
+# SmolLM2's, and Gemma 3's.
+FORMATS = ("mlx", "gguf", "awq", "gptq", "torch", "gemma-mlx", "gemma-mlx-8bit", "gemma-gguf")
+
+
+def question(name: str) -> str:
+    return GEMMA_QUESTION if name.startswith("gemma") else QUESTION
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +69,45 @@ def answers(make_folder: Callable[[], Path], paths: dict[str, Path]) -> Iterator
         folder = make_folder()
         server = Server(paths[name], folder, *FLAGS, METAL_RPC_CACHE_DIR=str(folder / "cache"))
         with stopped_at_the_end(folder), server:
-            answer = server.complete(QUESTION, max_tokens=12, temperature=0.0, ignore_eos=True)
-            return answer | {"log": server.log_path.read_text()}
+            answer = server.complete(
+                question(name), max_tokens=12, temperature=0.0, ignore_eos=True
+            )
+            logs = {"log": server.log_path.read_text(), "daemon": daemon_log(folder).read_text()}
+            return answer | logs
 
     with ThreadPoolExecutor(AT_A_TIME) as threads:
         yield dict(zip(FORMATS, threads.map(ask, FORMATS), strict=True))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", FORMATS)
-def test_smollm2_answers_in_every_format(answers: dict[str, Any], name: str) -> None:
+def test_real_models_answer_in_every_format(answers: dict[str, Any], name: str) -> None:
     assert "Paris" in answers[name]["text"], answers[name]["text"]
     assert "of weights" in answers[name]["log"]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_both_logs_tell_of_the_load(answers: dict[str, Any], name: str) -> None:
+    """Bytes and seconds, however quick it is."""
+    assert re.search(r"Loading /\S+: 100 % of \d+\.\d\d GiB, \d+\.\d s", answers[name]["log"])
+    told = re.search(
+        r"loaded path=/\S+ read_bytes=(\d+) weights_bytes=(\d+) seconds=\d", answers[name]["daemon"]
+    )
+    assert told is not None, answers[name]["daemon"]
+    assert all(int(size) > 50_000_000 for size in told.groups())
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("gguf", "smollm2-135m"), ("gemma-gguf", "gemma3-270m")]
+)
 def test_a_gguf_file_is_the_model_that_it_was_made_of(
-    answers: dict[str, Any], reference: ReferenceModel, tokenizer: Any
+    answers: dict[str, Any], name: str, model: str
 ) -> None:
     """The same file as bfloat16 safetensors, made by the `gguf` package and run by transformers."""
-    prompt = tokenizer(QUESTION)["input_ids"]
-    assert answers["gguf"]["prompt_token_ids"] == prompt
-    reference.assert_greedy(prompt, answers["gguf"]["token_ids"], tie=TIE)
+    folder = models.real(model)
+    prompt = AutoTokenizer.from_pretrained(folder)(question(name))["input_ids"]
+    assert answers[name]["prompt_token_ids"] == prompt
+    ReferenceModel(folder).assert_greedy(prompt, answers[name]["token_ids"], tie=TIE)
 
 
 def test_converted_weights_are_the_same(answers: dict[str, Any], baseline: Any) -> None:
@@ -91,3 +121,4 @@ def test_quantised_weights_take_less_memory(answers: dict[str, Any]) -> None:
         for name, answer in answers.items()
     }
     assert all(gibibytes[name] < 0.6 * gibibytes["torch"] for name in ("mlx", "gguf")), gibibytes
+    assert gibibytes["gemma-mlx"] < 0.6 * gibibytes["gemma-mlx-8bit"], gibibytes

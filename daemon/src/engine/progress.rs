@@ -17,6 +17,7 @@ pub(super) struct Progress<'a> {
     told: Instant,
     logged: Instant,
     total_bytes: u64,
+    is_whole: bool,
 }
 
 impl<'a> Progress<'a> {
@@ -28,10 +29,12 @@ impl<'a> Progress<'a> {
             told: now,
             logged: now,
             total_bytes: 0,
+            is_whole: false,
         }
     }
 
-    /// Whether the frontend is to be told of this; logs it if the log is to.
+    /// Whether the frontend is to be told of this: now and then, and once of the end. Logs it if the
+    /// log is to.
     pub(super) fn is_news(&mut self, loaded_bytes: u64, total_bytes: u64) -> bool {
         let now = Instant::now();
         self.total_bytes = total_bytes;
@@ -45,7 +48,11 @@ impl<'a> Progress<'a> {
                 "loading",
             );
         }
-        let is_news = now - self.told >= TOLD_EVERY;
+        let was_whole = std::mem::replace(&mut self.is_whole, loaded_bytes == total_bytes);
+        let is_news = match self.is_whole {
+            true => !was_whole,
+            false => now - self.told >= TOLD_EVERY,
+        };
         if is_news {
             self.told = now;
         }
@@ -65,5 +72,21 @@ impl<'a> Progress<'a> {
 
     fn seconds(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_load_is_told_of_once_and_a_slow_one_now_and_then() {
+        let mut progress = Progress::new(Path::new("/m"));
+        assert!(!progress.is_news(10, 100));
+        progress.told -= TOLD_EVERY;
+        assert!(progress.is_news(20, 100));
+        assert!(!progress.is_news(30, 100));
+        assert!(progress.is_news(100, 100));
+        assert!(!progress.is_news(100, 100));
     }
 }
