@@ -197,6 +197,34 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], dict[str, A
             },
         },
     ),
+    "gpt-oss": (
+        "gpt-oss",
+        MOE
+        | {
+            "expert_feed_forward_length": 48,
+            "attention.sliding_window": 100,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 128,
+        },
+        EMBEDDING | {"blk.0.attn_q.bias": np.zeros(64, "f4")},
+        {
+            "model_type": "gpt_oss",
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 48,
+            "attention_bias": True,
+            "sliding_window": 100,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": THETA
+            | {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "original_max_position_embeddings": 128,
+                "truncate": False,
+            },
+        },
+    ),
     "smollm3": ("smollm3", {}, EMBEDDING, {"model_type": "smollm3"}),
     "granite": (
         "granite",

@@ -33,11 +33,14 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 /// The experts of a layer are stacked: `gate_up_proj` with the outputs of gate and up in turns, in
-/// MXFP4 (`gate_up_proj_blocks`) or dense (`gate_up_proj`, inputs first). mlx-lm has both apart.
+/// MXFP4 (`gate_up_proj_blocks`) or dense (`gate_up_proj`, inputs first). mlx-lm and llama.cpp have
+/// both apart.
 fn sanitize(args: &ModelArgs, checkpoint: &mut Checkpoint) {
     decoder::sanitize(args, checkpoint);
     let names = [
         (".mlp.router.", ".mlp.gate."),
+        (".mlp.switch_mlp.", ".mlp.experts."),
+        (".self_attn.sinks.weight", ".self_attn.sinks"),
         ("_proj_blocks", "_proj.blocks"),
         ("_proj_scales", "_proj.scales"),
         ("_proj_bias", "_proj.bias"),

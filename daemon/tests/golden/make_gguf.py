@@ -67,6 +67,7 @@ ARCHITECTURES = {
     "phi3": gguf.MODEL_ARCH.PHI3,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
     "granite": gguf.MODEL_ARCH.GRANITE,
     "olmo2": gguf.MODEL_ARCH.OLMO2,
@@ -185,6 +186,40 @@ def stacked(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tenso
         yield name, torch.stack([parts[number] for number in sorted(parts)])
 
 
+def mxfp4_blocks(blocks: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
+    """Rows of GGUF's blocks: the exponent, then a byte for the codes `i` and `i + 16`."""
+    codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2)
+    pairs = codes[..., :16] | codes[..., 16:] << 4
+    return torch.cat([exponents[..., None], pairs], -1).flatten(-2)
+
+
+def of_gpt_oss(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of gpt-oss: of its experts, rows of gate and up in stacks of their own."""
+    for name, tensor in tensors.items():
+        if name.endswith(".sinks"):
+            yield f"{name}.weight", tensor
+            continue
+        stem, is_expert, kind = name.partition(".mlp.experts.")
+        if not is_expert:
+            yield name, tensor
+            continue
+        if kind.endswith("_scales"):
+            continue
+        value, suffix = tensor, "weight"
+        if kind.endswith("_blocks"):
+            value = mxfp4_blocks(tensor, tensors[name.removesuffix("blocks") + "scales"])
+        elif kind.endswith("_bias"):
+            suffix = "bias"
+        else:
+            value = tensor.transpose(1, 2)
+        stem = f"{stem}.mlp.experts"
+        if kind.startswith("gate_up"):
+            yield f"{stem}.gate_proj.{suffix}", value[:, ::2]
+            yield f"{stem}.up_proj.{suffix}", value[:, 1::2]
+        else:
+            yield f"{stem}.down_proj.{suffix}", value
+
+
 def write_family(source: Path, folder: Path) -> None:
     """A checkpoint as llama.cpp's converter writes it."""
     config = json.loads((source / "config.json").read_text())
@@ -201,8 +236,11 @@ def write_family(source: Path, folder: Path) -> None:
         "q_proj": config["num_attention_heads"],
         "k_proj": config["num_key_value_heads"],
     }
-    for name, tensor in stacked(load_file(source / "model.safetensors")):
-        value = tensor.float()
+    tensors = load_file(source / "model.safetensors")
+    is_gpt_oss = config["model_type"] == "gpt_oss"
+    for name, tensor in (of_gpt_oss if is_gpt_oss else stacked)(tensors):
+        is_packed = tensor.dtype == torch.uint8
+        value = tensor if is_packed else tensor.float()
         module = name.split(".")[-2]
         if architecture in PAIRED and module in heads:
             value = pairs_of_halves(value, heads[module])
@@ -221,7 +259,8 @@ def write_family(source: Path, folder: Path) -> None:
             None,
         )
         assert to is not None, f"{name} of {config['model_type']} has no name in GGUF"
-        writer.add_tensor(to, value.contiguous().numpy())
+        kind = Type.MXFP4 if is_packed else Type.F32
+        writer.add_tensor(to, value.contiguous().numpy(), raw_dtype=kind)
     close(writer)
 
 

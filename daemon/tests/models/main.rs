@@ -5,6 +5,7 @@ mod families;
 mod formats;
 mod gguf;
 mod header;
+mod layouts;
 mod load;
 mod logits;
 mod made;

@@ -85,6 +85,14 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         ..PLAIN
     },
     Architecture {
+        name: "gpt-oss",
+        block: &[
+            ("post_attention_norm", "post_attention_layernorm"),
+            ("attn_sinks", "self_attn.sinks"),
+        ],
+        ..PLAIN
+    },
+    Architecture {
         name: "smollm3",
         is_paired: true,
         ..PLAIN
@@ -199,6 +207,11 @@ mod tests {
                 "qwen3moe",
                 "blk.3.ffn_up_exps.weight",
                 "model.layers.3.mlp.switch_mlp.up_proj.weight",
+            ),
+            (
+                "gpt-oss",
+                "blk.3.attn_sinks.weight",
+                "model.layers.3.self_attn.sinks.weight",
             ),
             // Reported later as what nothing uses.
             ("llama", "blk.0.nonsense.weight", "blk.0.nonsense.weight"),

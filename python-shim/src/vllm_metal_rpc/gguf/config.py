@@ -122,6 +122,20 @@ def _gemma(file: GgufFile, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _gpt_oss(file: GgufFile, values: dict[str, Any]) -> dict[str, Any]:
+    kinds = ("sliding_attention", "full_attention")
+    return {
+        "hidden_act": "silu",
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "num_local_experts": file.field("expert_count"),
+        "intermediate_size": file.field("expert_feed_forward_length"),
+        "sliding_window": file.field("attention.sliding_window"),
+        "layer_types": [kinds[index % 2] for index in range(values["num_hidden_layers"])],
+        # The ends of its yarn are not whole numbers.
+        "rope_parameters": values["rope_parameters"] | {"truncate": False},
+    }
+
+
 @dataclass(frozen=True)
 class _Architecture:
     """What transformers calls an architecture, and what is special about it."""
@@ -141,6 +155,7 @@ _ARCHITECTURES: Final[Mapping[str, _Architecture]] = {
     "phi3": _Architecture("phi3", "Phi3ForCausalLM", _phi3),
     "gemma2": _Architecture("gemma2", "Gemma2ForCausalLM", _gemma),
     "gemma3": _Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma),
+    "gpt-oss": _Architecture("gpt_oss", "GptOssForCausalLM", _gpt_oss),
     "smollm3": _Architecture("smollm3", "SmolLM3ForCausalLM"),
     "granite": _Architecture("granite", "GraniteForCausalLM"),
     "olmo2": _Architecture("olmo2", "Olmo2ForCausalLM"),
