@@ -2,16 +2,21 @@
 //! weights, for one matrix or for many (experts).
 //!
 //! Few rows: weights stream through registers once, in their own format. Many rows: rows and weights
-//! are packed and multiplied in tiles (`block`, `tile`, and a file for each kind of CPU).
+//! are packed and multiplied in tiles (`block`, `tile`, and a file for each kind of CPU). Where the CPU
+//! has a matrix unit, it takes all rows with weights of bf16 (`brain`, `amx`).
 //!
 //! # Invariants
-//! All ways add in the same order (see `dot.rs`), so a row's bits do not depend on the rows beside
-//! it, nor on how they are grouped.
+//! All ways that a format's rows can go on one CPU add in the same order (`dot.rs`; `amx.rs`), so a
+//! row's bits do not depend on the rows beside it, nor on how they are grouped.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bias;
 mod block;
+#[cfg(target_arch = "x86_64")]
+mod brain;
 mod dense;
 mod eight;
 mod experts;
@@ -26,7 +31,7 @@ use std::cell::RefCell;
 use self::{
     block::{Block, Pack, PackRows, Packed, reads_rows, steps},
     eight::Eight,
-    tile::{Tile, Tiles},
+    tile::{Tile, Tiles, WeightRows},
 };
 use crate::{
     dot::Rows,
@@ -89,6 +94,17 @@ pub(crate) trait Weight: Copy + Send + Sync {
     /// Only where [`Self::STANDS_IN_ROWS`], and as [`Tiles::rows`].
     unsafe fn multiply<K: Tiles>(self, _at: (usize, usize), _tile: &Tile, _ahead: bool) {
         unreachable!("these weights are converted")
+    }
+
+    /// Weights are bf16, one output after the other.
+    const IS_BRAIN: bool = false;
+
+    /// Where the weights from an output on stand.
+    ///
+    /// # Panics
+    /// If not [`Self::IS_BRAIN`].
+    fn brain_rows(&self, _output: usize) -> WeightRows<u16> {
+        unreachable!("these weights are no bf16")
     }
 }
 
@@ -155,6 +171,11 @@ impl<W: Weight> Product<'_, W> {
     /// If a group has rows that `x` or `y` has not.
     pub(crate) fn compute(&self, y: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
+        if W::IS_BRAIN && self.inputs > 0 && amx::is_available() {
+            // SAFETY: just checked.
+            return unsafe { brain::compute(self, y) };
+        }
+        #[cfg(target_arch = "x86_64")]
         if avx512::Avx512::is_available() {
             return self.compute_with::<avx512::Avx512>(y);
         }
@@ -185,7 +206,7 @@ impl<W: Weight> Product<'_, W> {
                 packed,
             } = &*plan;
             let num_tasks = parts.last().map_or(0, |part| part.end_task);
-            pool::for_each(num_tasks, num_rows * self.inputs * self.outputs, |task| {
+            pool::for_each(num_tasks, self.work(num_rows), |task| {
                 let index = parts.partition_point(|part| part.end_task <= task);
                 let first_task = parts[..index].last().map_or(0, |part| part.end_task);
                 let (group, task) = (self.groups[index], task - first_task);
@@ -198,6 +219,11 @@ impl<W: Weight> Product<'_, W> {
                 }
             });
         });
+    }
+
+    /// Multiply-adds of so many rows.
+    fn work(&self, num_rows: usize) -> usize {
+        num_rows * self.inputs * self.outputs
     }
 
     /// How the rows of a group meet their weights, in how many tasks.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     dot::{self, Rows},
-    element::Float,
+    element::{Float, FloatType},
     simd::{LANES, Lanes, load_partial},
 };
 
@@ -76,5 +76,15 @@ impl<T: Float> Weight for Dense<'_, T> {
         };
         // SAFETY: the caller's promise.
         unsafe { K::rows(tile, weight, ahead) };
+    }
+
+    const IS_BRAIN: bool = matches!(T::TYPE, FloatType::Bf16);
+
+    fn brain_rows(&self, output: usize) -> WeightRows<u16> {
+        assert!(Self::IS_BRAIN);
+        WeightRows {
+            ptr: self.weight[output * self.inputs..].as_ptr().cast(),
+            stride: self.inputs,
+        }
     }
 }

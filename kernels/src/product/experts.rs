@@ -1,6 +1,6 @@
 //! One matrix that holds the weights of many experts, one after the other.
 
-use super::{Group, Product, Span, Tile, Tiles, Weight, add_bias};
+use super::{Group, Product, Span, Tile, Tiles, Weight, WeightRows, add_bias};
 use crate::{dot::Rows, element::Float, simd::Lanes};
 
 /// Rows in the order of their experts.
@@ -83,10 +83,7 @@ impl<W: Weight> Weight for OfExpert<W> {
         out: *mut f32,
         out_stride: usize,
     ) {
-        let outputs = Span {
-            first: self.first_output + outputs.first,
-            ..outputs
-        };
+        let outputs = self.of_stack(outputs);
         // SAFETY: the caller's promise, of outputs that are this expert's.
         unsafe { self.stack.stream::<L>(x, outputs, out, out_stride) };
     }
@@ -104,5 +101,20 @@ impl<W: Weight> Weight for OfExpert<W> {
         let at = (self.first_output + output, step);
         // SAFETY: as in `stream`.
         unsafe { self.stack.multiply::<K>(at, tile, ahead) };
+    }
+
+    const IS_BRAIN: bool = W::IS_BRAIN;
+
+    fn brain_rows(&self, output: usize) -> WeightRows<u16> {
+        self.stack.brain_rows(self.first_output + output)
+    }
+}
+
+impl<W> OfExpert<W> {
+    fn of_stack(&self, outputs: Span) -> Span {
+        Span {
+            first: self.first_output + outputs.first,
+            ..outputs
+        }
     }
 }

@@ -28,9 +28,9 @@ pub(crate) struct Tile {
 #[derive(Clone, Copy)]
 pub(crate) struct WeightRows<W> {
     /// Of the tile's first output.
-    pub(super) ptr: *const W,
+    pub(crate) ptr: *const W,
     /// Elements from one output to the next.
-    pub(super) stride: usize,
+    pub(crate) stride: usize,
 }
 
 /// A way to multiply tiles, for one kind of CPU.

@@ -1,7 +1,10 @@
-//! All ways through a product give the same bits, those for other CPUs included.
+//! All ways through a product give the same bits: those of one CPU, and where no matrix unit takes
+//! part those of other CPUs too.
 
 use half::{bf16, f16};
 
+#[cfg(target_arch = "x86_64")]
+use super::super::avx512::Avx512;
 use super::super::{Dense, Eight, Group, Product, Span};
 use crate::element::Float;
 
@@ -20,7 +23,7 @@ fn bits<T: Float>(
     x: &[f32],
     weight: &[T],
     (rows, inputs, outputs): (usize, usize, usize),
-    compute: impl Fn(&Product<'_, Dense<'_, T>>, &mut [f32]),
+    compute: &impl Fn(&Product<'_, Dense<'_, T>>, &mut [f32]),
 ) -> Vec<u32> {
     let group = |first, len| Group {
         weight: Dense::new(weight, outputs, inputs),
@@ -38,6 +41,23 @@ fn bits<T: Float>(
     y.into_iter().map(f32::to_bits).collect()
 }
 
+/// The bits of a product, once it is sure that its rows have the same alone.
+fn invariant<T: Float>(
+    (x, weight): (&[f32], &[T]),
+    (rows, inputs, outputs): (usize, usize, usize),
+    compute: impl Fn(&Product<'_, Dense<'_, T>>, &mut [f32]),
+) -> Vec<u32> {
+    let together = bits(x, weight, (rows, inputs, outputs), &compute);
+    let alone: Vec<u32> = (0..rows)
+        .flat_map(|row| {
+            let x = &x[row * inputs..][..inputs];
+            bits(x, weight, (1, inputs, outputs), &compute)
+        })
+        .collect();
+    assert!(together == alone, "{rows} rows of {inputs} by {outputs}");
+    together
+}
+
 fn check<T: Float>() {
     for inputs in [0, 3, 8, 40, 520, 4104, 8200] {
         for (rows, outputs) in [(1, 13), (2, 7), (9, 12), (24, 29), (30, 100)] {
@@ -47,20 +67,17 @@ fn check<T: Float>() {
             let shape = (rows, inputs, outputs);
             let x = numbers(rows * inputs, 104_729);
             let weight = weights::<T>(outputs, inputs);
-            let alone: Vec<u32> = (0..rows)
-                .flat_map(|row| {
-                    let x = &x[row * inputs..][..inputs];
-                    bits(x, &weight, (1, inputs, outputs), |product, y| {
-                        product.compute_with::<Eight>(y);
-                    })
-                })
-                .collect();
-            let eight = bits(&x, &weight, shape, |product, y| {
+            let eight = invariant((&x, &weight), shape, |product, y| {
                 product.compute_with::<Eight>(y);
             });
-            assert!(eight == alone, "{shape:?} in tiles of eight lanes");
-            let best = bits(&x, &weight, shape, |product, y| product.compute(y));
-            assert!(best == alone, "{shape:?} in the best tiles of this CPU");
+            #[cfg(target_arch = "x86_64")]
+            if Avx512::is_available() {
+                let wide = invariant((&x, &weight), shape, |product, y| {
+                    product.compute_with::<Avx512>(y);
+                });
+                assert!(wide == eight, "{shape:?} in AVX-512 and in eight lanes");
+            }
+            invariant((&x, &weight), shape, |product, y| product.compute(y));
         }
     }
 }
