@@ -21,7 +21,8 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, Schedul
 
 from vllm_metal_rpc import codec, convert, messages
 from vllm_metal_rpc.link import Server
-from vllm_metal_rpc.session import Options, Session
+from vllm_metal_rpc.opening import Options
+from vllm_metal_rpc.session import Session
 
 NUM_RUNS = 3000
 

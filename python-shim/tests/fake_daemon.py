@@ -21,6 +21,10 @@ from vllm_metal_rpc.errors import ErrorCode, Scope
 _epochs = itertools.count(1)
 
 
+class Death(Exception):
+    """The daemon dies now."""
+
+
 class Refusal(Exception):
     def __init__(self, code: ErrorCode, scope: Scope, message: str) -> None:
         super().__init__(message)
@@ -53,6 +57,8 @@ class Script:
 
     Attributes:
         restart_after: Numbers of steps after which the daemon dies and a new one listens.
+        die_at: Messages, by their type, each of which kills one daemon when it arrives.
+        die_token: A request whose prompt begins with it kills every daemon that it reaches.
         refuse: Answers of set-up messages, by their type, used once.
         step_delay_s: Time that a step takes.
         fail_token: A request whose prompt begins with it cannot be sampled.
@@ -61,6 +67,8 @@ class Script:
     """
 
     restart_after: list[int] = field(default_factory=list)
+    die_at: list[type] = field(default_factory=list)
+    die_token: int = -1
     refuse: dict[type, m.ErrorReply] = field(default_factory=dict)
     step_delay_s: float = 0.0
     mute: bool = False
@@ -135,7 +143,11 @@ class FakeDaemon:
                     continue
                 identity, *frames = socket.recv_multipart()
                 assert len(frames) == 1, "a message is one frame"
-                for reply, seq in self._answer(frames[0], epoch):
+                try:
+                    replies = self._answer(frames[0], epoch)
+                except Death:
+                    return
+                for reply, seq in replies:
                     socket.send_multipart([identity, codec.encode_reply(reply, seq)])
                 if self.script.restart_after and self.num_steps >= self.script.restart_after[0]:
                     self.script.restart_after.pop(0)
@@ -144,6 +156,9 @@ class FakeDaemon:
     def _answer(self, frame: bytes, epoch: int) -> list[tuple[m.Message, int]]:
         request, token, seq = codec.decode_request(frame)
         self.received.append(request)
+        if self.script.die_at and isinstance(request, self.script.die_at[0]):
+            self.script.die_at.pop(0)
+            raise Death
         if refusal := self.script.refuse.pop(type(request), None):
             return [(refusal, seq)]
         try:
@@ -208,6 +223,8 @@ class FakeDaemon:
             if new.handle in session.requests:
                 raise invalid(f"handle {new.handle} is in use")
             tokens = np.frombuffer(new.token_ids, "<i4").tolist()
+            if tokens[0] == self.script.die_token:
+                raise Death
             session.requests[new.handle] = Request(
                 tokens, new.num_prompt_tokens, list(new.block_ids[0]), new.sampling_params
             )

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from fake_daemon import FakeDaemon
 from vllm_metal_rpc import autostart, envs
 from vllm_metal_rpc import messages as m
 from vllm_metal_rpc.autostart import Autostart, find_daemon
 from vllm_metal_rpc.errors import DaemonUnavailable, MetalRpcError
 from vllm_metal_rpc.link import Server
-from vllm_metal_rpc.session import Options, Session
+from vllm_metal_rpc.opening import Options
+from vllm_metal_rpc.session import Session
 
 
 def script(path: Path, text: str) -> Path:
@@ -73,6 +75,26 @@ def test_a_daemon_that_ends_early_says_why(
         session_of(endpoint).open()
     for part in (end, words, str(envs.log_path())):
         assert part in str(caught.value)
+
+
+def test_an_upgrade_half_done_is_waited_for(
+    daemon: FakeDaemon, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = tmp_path / "count"
+    metald = script(tmp_path / "metald", f"#!/bin/sh\necho x >> {count}\nexit 126\n")
+    monkeypatch.setenv("METAL_RPC_DAEMON", str(metald))
+    session = session_of(endpoint)
+    session.open()
+    daemon.script.down_s = 60
+    daemon._restart.set()
+    deadline = time.monotonic() + 20
+    while not (count.exists() and len(count.read_text()) >= 4):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    daemon.script.down_s = 0
+    with FakeDaemon(endpoint):
+        assert session.set_up(m.ReserveMemory(0.5), m.MemoryReserved)
+        session.close()
 
 
 @pytest.mark.parametrize("status", [0, autostart.EXIT_ALREADY_RUNNING])

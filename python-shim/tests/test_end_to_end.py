@@ -10,9 +10,11 @@ import pytest
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
+import own_scheduler
 from fake_daemon import FakeDaemon, generate
 from vllm_metal_rpc import messages as m
 from vllm_metal_rpc.errors import DaemonUnavailable, ErrorCode, ModelNotFound, Scope
+from vllm_metal_rpc.scheduler import MAX_CRASHES
 
 NUM_OUTPUT_TOKENS = 40
 PROMPTS = [[5 + i] * (20 + 3 * i) for i in range(6)]
@@ -61,6 +63,34 @@ def test_tokens_are_exact(
             len(step.new_requests) for step in daemon.received if isinstance(step, m.Exec)
         )
         assert (resumed > len(PROMPTS)) == bool(restarts or num_blocks < 64)
+
+
+@pytest.mark.parametrize(
+    ("asynchronous", "name"), [(True, "OwnAsyncScheduler"), (False, "OwnScheduler")]
+)
+def test_a_users_scheduler_recomputes_too(
+    daemon: FakeDaemon, model_folder: Path, asynchronous: bool, name: str
+) -> None:
+    with engine(
+        model_folder, async_scheduling=asynchronous, scheduler_cls=f"own_scheduler.{name}"
+    ) as llm:
+        daemon.script.restart_after = [daemon.num_steps + 12]
+        assert tokens_of(llm) == expected_tokens(daemon)
+        assert daemon.num_restarts == 1
+        scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        assert isinstance(scheduler, getattr(own_scheduler, name))
+        assert scheduler.num_steps > NUM_OUTPUT_TOKENS
+
+
+def test_a_request_that_kills_every_daemon_is_ended_and_others_are_served(
+    daemon: FakeDaemon, model_folder: Path
+) -> None:
+    daemon.script.die_token = 11
+    with engine(model_folder) as llm:
+        (bad,) = llm.generate([{"prompt_token_ids": [11] * 20}], GREEDY, use_tqdm=False)
+        assert bad.outputs[0].finish_reason == "error"
+        assert daemon.num_restarts == MAX_CRASHES
+        assert tokens_of(llm) == expected_tokens(daemon)
 
 
 def test_prompts_are_cut_into_chunks_and_prefixes_are_used_again(

@@ -21,7 +21,8 @@ from vllm_metal_rpc.errors import (
     StepFailed,
 )
 from vllm_metal_rpc.link import Server
-from vllm_metal_rpc.session import Lost, Options, Session, Step
+from vllm_metal_rpc.opening import Options
+from vllm_metal_rpc.session import Lost, Session, Step
 
 LOAD = m.LoadModel("/m", "bfloat16", 128, 8, 64, "raw_logprobs")
 PROMPT = [5, 6, 7]
@@ -115,8 +116,8 @@ def test_lost_steps_are_resolved_once_and_the_set_up_is_repeated(
         submit(session, exec_of(new=False, computed=4)),
     ]
     # The answer to the first may still get out before the daemon dies.
-    assert wait(lost[1]) == Lost(1)
-    assert wait(lost[0]) == Lost(1) or isinstance(wait(lost[0]), m.StepResult)
+    assert wait(lost[1]) == Lost(1, num_crashes=1)
+    assert wait(lost[0]) == wait(lost[1]) or isinstance(wait(lost[0]), m.StepResult)
     for kind in (m.Hello, m.LoadModel, m.ReserveMemory, m.CreateCache):
         assert daemon.count(kind) == 2
     daemon.script.step_delay_s = 0
@@ -142,6 +143,74 @@ def test_a_step_without_a_daemon_waits_and_is_lost(session: Session, daemon: Fak
     assert daemon.count(m.Exec) == 1
 
 
+@pytest.mark.parametrize(
+    "deaths",
+    [
+        [m.Ping],
+        [m.Exec],
+        [m.Sample],
+        [m.Exec, m.Hello, m.LoadModel, m.ReserveMemory, m.CreateCache],
+    ],
+    ids=lambda deaths: "+".join(kind.__name__ for kind in deaths),
+)
+def test_a_daemon_may_die_at_every_message(
+    session: Session, daemon: FakeDaemon, deaths: list[type]
+) -> None:
+    daemon.script.die_at = list(deaths)
+    step = submit(session, exec_of(sample_follows=True))
+    session.sample(step, None)
+    if deaths == [m.Ping]:
+        assert isinstance(wait(step), m.StepResult)
+        until(lambda: daemon.count(m.CreateCache) == 2)
+        step = submit(session, exec_of(new=False, computed=3))
+    assert wait(step) == Lost(1, num_crashes=0 if deaths == [m.Ping] else 1)
+    assert daemon.num_restarts == len(deaths)
+    assert isinstance(wait(submit(session, exec_of(), generation=1)), m.StepResult)
+
+
+@pytest.mark.parametrize("kind", [m.Hello, m.LoadModel, m.ReserveMemory, m.CreateCache])
+def test_a_daemon_may_die_while_the_frontend_starts(
+    daemon: FakeDaemon, endpoint: str, kind: type
+) -> None:
+    daemon.script.die_at = [kind]
+    session = new_session(endpoint)
+    session.open()
+    set_up(session)
+    assert daemon.num_restarts == 1
+    assert isinstance(wait(submit(session, exec_of())), m.StepResult)
+    session.close()
+
+
+def test_daemons_that_die_in_a_row_are_counted(session: Session, daemon: FakeDaemon) -> None:
+    for generation in range(3):
+        daemon.script.die_at = [m.Exec]
+        step = submit(session, exec_of(), generation)
+        assert wait(step) == Lost(generation + 1, num_crashes=generation + 1)
+    assert isinstance(wait(submit(session, exec_of(), 3)), m.StepResult)
+    daemon.script.die_at = [m.Exec]
+    assert wait(submit(session, exec_of(1), 3)) == Lost(4, num_crashes=1)
+
+
+def test_a_daemon_that_says_that_it_stops_has_not_crashed(
+    session: Session, daemon: FakeDaemon
+) -> None:
+    daemon.script.refuse[m.Exec] = m.ErrorReply(ErrorCode.SHUTTING_DOWN, Scope.DAEMON, "upgrade")
+    assert wait(submit(session, exec_of())) == Lost(1, num_crashes=0)
+
+
+def test_what_a_loss_took_is_logged_in_its_parts(
+    session: Session, daemon: FakeDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "vllm.metal_rpc")
+    daemon.script.die_at = [m.Exec]
+    wait(submit(session, exec_of()))
+    wait(submit(session, exec_of(), generation=1))
+    wait(submit(session, exec_of(1), generation=1))
+    (line,) = [text for text in caplog.messages if text.startswith("Recovered")]
+    for part in ("noticing", "start", "load", "recompute", "1 steps lost", "closed the connection"):
+        assert part in line
+
+
 def test_a_daemon_that_forgot_us_is_asked_again(session: Session, daemon: FakeDaemon) -> None:
     wait(submit(session, exec_of()))
     daemon.sessions.clear()
@@ -165,7 +234,10 @@ def test_a_silent_daemon_is_lost(daemon: FakeDaemon, endpoint: str) -> None:
     step = submit(session, exec_of())
     until(lambda: session._link is None)
     daemon.script.mute = False
-    assert wait(step) == Lost(1)
+    assert wait(step) == Lost(1, num_crashes=1)
+    # It was the same one all along, and the session that it has lost is closed.
+    until(lambda: len(daemon.sessions) == 1)
+    assert daemon.count(m.Goodbye) == 1
     session.close()
 
 
@@ -179,7 +251,9 @@ def test_the_wait_for_a_daemon_has_an_end(daemon: FakeDaemon, endpoint: str) -> 
     daemon._restart.set()
     until(lambda: session._link is None)
     step = submit(session, exec_of())
-    with pytest.raises(DaemonUnavailable, match=r"no daemon on .* for 0.3 s .*AUTOSTART=0"):
+    with pytest.raises(
+        DaemonUnavailable, match=r"for 0.3 s .*was lost \(the daemon closed .*AUTOSTART=0"
+    ):
         wait(step)
     assert failed.wait(5)
     with pytest.raises(DaemonUnavailable):

@@ -16,6 +16,10 @@ class ConnectionLost(MetalRpcError):
     """The session ended without our wish: the daemon died, stopped or forgot us."""
 
 
+class DaemonLeft(ConnectionLost):
+    """The daemon has said that it does not know us, or is about to stop."""
+
+
 class Unauthorized(MetalRpcError):
     """One of the two sides of a TCP connection does not hold the token."""
 

@@ -31,10 +31,11 @@ from vllm_metal_rpc import convert, envs, messages
 from vllm_metal_rpc.autostart import Autostart
 from vllm_metal_rpc.folders import model_folder
 from vllm_metal_rpc.link import Server
+from vllm_metal_rpc.opening import Options
 from vllm_metal_rpc.rpc import answer_rpc
 from vllm_metal_rpc.sampling import thinking_phrases
 from vllm_metal_rpc.scheduler import generation_of, mark_lost, mark_row_errors
-from vllm_metal_rpc.session import Lost, Options, Session, Step, StepReply
+from vllm_metal_rpc.session import Lost, Session, Step, StepReply
 
 logger = logging.getLogger("vllm.metal_rpc")
 
@@ -293,7 +294,7 @@ class MetalRpcExecutor(Executor):
 def _finish(reply: StepReply, req_ids: list[str]) -> ModelRunnerOutput:
     """Turns the daemon's answer into the future's result, in the I/O thread."""
     if isinstance(reply, Lost):
-        return mark_lost(convert.lost_output(req_ids), reply.generation)
+        return mark_lost(convert.lost_output(req_ids), reply.generation, reply.num_crashes)
     output, errors = convert.model_runner_output(reply, req_ids)
     for req_id, message in errors.items():
         logger.error("Request %s ends: %s", req_id, message)

@@ -16,6 +16,7 @@ from vllm_metal_rpc import codec, messages
 from vllm_metal_rpc.client import Connection, Waker
 from vllm_metal_rpc.errors import (
     ConnectionLost,
+    DaemonLeft,
     ErrorCode,
     MetalRpcError,
     ProtocolViolation,
@@ -29,6 +30,8 @@ from vllm_metal_rpc.sealed import SealedConnection
 _CONNECT_TIMEOUT_S: Final = 5.0
 _HELLO_TIMEOUT_S: Final = 10.0
 _FAREWELL_TIMEOUT_S: Final = 1.0
+# Above every number that a session reaches.
+_BURIAL_SEQ: Final = 1 << 62
 _LEFT_BEHIND: Final = (ErrorCode.UNKNOWN_SESSION, ErrorCode.SHUTTING_DOWN)
 
 _M = TypeVar("_M", bound=Message)
@@ -80,7 +83,7 @@ class Link:
         self._lease = Lease()
         self._last_sent_at = 0.0
         self._unanswered_since: float | None = None
-        self.welcome: messages.Welcome | None = None
+        self._heard_at = time.monotonic()
 
     @classmethod
     def connect(cls, server: Server, waker: Waker, closing: threading.Event) -> Self:
@@ -188,17 +191,34 @@ class Link:
             self._check_silence()
             return None
         self._unanswered_since = None
+        self._heard_at = time.monotonic()
         try:
             reply, seq = codec.decode_reply(frame)
         except msgspec.DecodeError as error:
             raise ProtocolViolation(f"the daemon sent what is not a reply: {error}") from error
         if isinstance(reply, messages.Pong):
             return None
-        if isinstance(reply, messages.ErrorReply) and (
-            reply.code in _LEFT_BEHIND or reply.scope == Scope.DAEMON
-        ):
-            raise ConnectionLost(reply.message)
+        if seq == _BURIAL_SEQ:
+            return None
+        if isinstance(reply, messages.ErrorReply):
+            if reply.code in _LEFT_BEHIND:
+                raise DaemonLeft(reply.message)
+            if reply.scope == Scope.DAEMON:
+                raise ConnectionLost(reply.message)
         return reply, seq
+
+    def silent_s(self) -> float:
+        """How long the daemon has been silent, in seconds."""
+        return time.monotonic() - self._heard_at
+
+    def bury(self, last: "Link") -> None:
+        """Closes the session of a connection that was lost, if this daemon still has it.
+
+        It would hold its share of the memory until its lease runs out.
+        """
+        if last.welcome.epoch == self.welcome.epoch:
+            frame = codec.encode_request(messages.Goodbye(), last._token, _BURIAL_SEQ)
+            self._connection.send(frame)
 
     def say_goodbye(self) -> None:
         """Closes the session; waits a moment, so that the message is not lost with the socket."""

@@ -24,7 +24,11 @@ logger = logging.getLogger("vllm.metal_rpc")
 _EXTENDED_PREFIX: Final = "Recomputing:"
 _GENERATION: Final = "metal_rpc_generation"
 _LOST: Final = "metal_rpc_lost_generation"
+_NUM_CRASHES: Final = "metal_rpc_num_crashes"
 _ROW_ERRORS: Final = "metal_rpc_row_errors"
+# Daemons in a row that may die without answering a step, before the requests that ran are ended:
+# one of them may be what kills it, and would kill every next one for ever.
+MAX_CRASHES: Final = 5
 
 
 def generation_of(output: SchedulerOutput) -> int:
@@ -41,9 +45,12 @@ def generation_of(output: SchedulerOutput) -> int:
     return int(generation)
 
 
-def mark_lost(output: ModelRunnerOutput, generation: int) -> ModelRunnerOutput:
-    """Says that the daemon has lost the step, and which generation begins."""
+def mark_lost(
+    output: ModelRunnerOutput, generation: int, num_crashes: int = 0
+) -> ModelRunnerOutput:
+    """Says that the daemon has lost the step, which generation begins, and how often in a row."""
     setattr(output, _LOST, generation)
+    setattr(output, _NUM_CRASHES, num_crashes)
     return output
 
 
@@ -72,11 +79,7 @@ class Recomputing:
         generation = getattr(model_runner_output, _LOST, 0)
         if generation > self.metal_rpc_generation:
             self.metal_rpc_generation = generation
-            logger.warning(
-                "The daemon lost its KV cache: computing %d requests again",
-                len(scheduler.running),
-            )
-            scheduler.reset_prefix_cache(reset_running_requests=True)
+            self._recompute(getattr(model_runner_output, _NUM_CRASHES))
         for req_id, message in getattr(model_runner_output, _ROW_ERRORS, {}).items():
             # The scheduler's own list of requests to end with an error in this update.
             scheduler.grammar_compile_error_reqs[req_id] = RequestError(
@@ -85,6 +88,20 @@ class Recomputing:
         return super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
+
+    def _recompute(self, num_crashes: int) -> None:
+        scheduler: Any = self
+        running = [request.request_id for request in scheduler.running]
+        logger.warning("The daemon lost its KV cache: computing %d requests again", len(running))
+        scheduler.reset_prefix_cache(reset_running_requests=True)
+        if num_crashes < MAX_CRASHES:
+            return
+        message = f"the daemon has died {num_crashes} times in a row while it ran this request"
+        logger.error("Ending %d requests: %s", len(running), message)
+        for req_id in running:
+            scheduler.grammar_compile_error_reqs[req_id] = RequestError(
+                code="generation_error", message=message
+            )
 
 
 class MetalRpcScheduler(Recomputing, Scheduler):

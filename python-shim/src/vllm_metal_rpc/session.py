@@ -5,10 +5,10 @@ and receives itself while it waits for a step (`receiving.py`).
 
 # Recovery
 A lost connection (the daemon died, was upgraded, or forgot us) does not fail anything at first.
-The thread connects again, starting a daemon if it may, says Hello and repeats the set-up messages
-in their order. The new daemon knows none of our requests, so every outstanding step is answered
-with `Lost`, and the session enters its next *generation*. Steps that were scheduled in an
-older generation rely on a KV cache that is gone: they are never sent, and answered with `Lost`.
+The thread opens the session again (`opening.py`). The new daemon knows none of our requests, so
+every outstanding step is answered with `Lost`, and the session enters its next *generation*. Steps
+that were scheduled in an older generation rely on a KV cache that is gone: they are never sent, and
+answered with `Lost`.
 
 # Invariants
 - `_lock` guards everything that both threads touch, and the order of steps on the wire.
@@ -17,36 +17,31 @@ older generation rely on a KV cache that is gone: they are never sent, and answe
 """
 
 import logging
-import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 from vllm_metal_rpc import messages
-from vllm_metal_rpc.autostart import Autostart
 from vllm_metal_rpc.client import Waker
 from vllm_metal_rpc.errors import (
     ConnectionLost,
     DaemonError,
+    DaemonLeft,
     DaemonUnavailable,
-    MetalRpcError,
-    OutOfMemory,
     ProtocolViolation,
     Scope,
-    TooManySessions,
     daemon_error,
 )
-from vllm_metal_rpc.link import Closing, Link, Server
+from vllm_metal_rpc.link import Closing, Link
 from vllm_metal_rpc.messages import Message, StepResult
+from vllm_metal_rpc.opening import Opener, Options, SetUp
+from vllm_metal_rpc.outage import Outage
 from vllm_metal_rpc.receiving import Receiving, StepFuture
 
 logger = logging.getLogger("vllm.metal_rpc")
 
-_FIRST_DELAY_S: Final = 0.05
-_LONGEST_DELAY_S: Final = 1.0
 _CLOSE_TIMEOUT_S: Final = 5.0
 
 _M = TypeVar("_M", bound=Message)
@@ -54,41 +49,18 @@ _M = TypeVar("_M", bound=Message)
 
 @dataclass(frozen=True)
 class Lost:
-    """The answer to a step that the daemon has lost, with the generation that begins."""
+    """The answer to a step that the daemon has lost.
+
+    Attributes:
+        generation: The generation that begins.
+        num_crashes: How many daemons in a row have died without answering a single step.
+    """
 
     generation: int
+    num_crashes: int = 0
 
 
 StepReply = StepResult | Lost
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a session needs to know.
-
-    Attributes:
-        server: Where the daemon is.
-        vllm_version, frontend, weight: Told to the daemon: see `Hello`.
-        recovery_timeout_s: How long to look for a daemon before giving up.
-        autostart: Starts a daemon when nothing listens; None to only connect.
-    """
-
-    server: Server
-    vllm_version: str
-    frontend: str
-    weight: int
-    recovery_timeout_s: float
-    autostart: Autostart | None
-
-
-@dataclass(eq=False)
-class _SetUp:
-    """A set-up message, kept to be repeated to the next daemon."""
-
-    request: Message
-    expected: type[Message]
-    future: Future[Message] = field(default_factory=Future)
-    reply: Message | None = None
 
 
 @dataclass(eq=False)
@@ -121,19 +93,22 @@ class Session:
     """A session that outlives the daemon's processes."""
 
     def __init__(self, options: Options) -> None:
-        self._options = options
         self._waker = Waker()
         self._closing = threading.Event()
         self._receiving = Receiving()
+        self._opener = Opener(options, self._waker, self._closing)
         self._opened: Future[messages.Welcome] = Future()
         self._thread = threading.Thread(target=self._run, name="metal-rpc-io", daemon=True)
+        # Of whoever receives.
+        self._outage: Outage | None = None
+        self._num_crashes = 0
         self._lock = threading.Lock()
         # Guarded by the lock. There is a link only while the session can take steps.
         self._link: Link | None = None
         self._generation = 0
         self._has_stepped = False
         self._steps: list[Step] = []
-        self._set_ups: list[_SetUp] = []
+        self._set_ups: list[SetUp] = []
         self._failure: BaseException | None = None
         self._on_failure: Callable[[], None] | None = None
 
@@ -155,7 +130,7 @@ class Session:
         Raises:
             DaemonError: The daemon refused it.
         """
-        entry = _SetUp(request, expected)
+        entry = SetUp(request, expected)
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -220,12 +195,12 @@ class Session:
         link: Link | None = None
         try:
             while True:
-                link = self._open_until_deadline()
+                link = self._opener.open(self._answered_set_ups(), self._outage)
+                self._begin_generation(link)
                 try:
                     self._serve(link)
                 except ConnectionLost as reason:
-                    logger.warning("Lost the daemon (%s); looking for it", reason)
-                    self._drop(link)
+                    self._lose(link, reason)
         except Closing:
             if link is not None and self._link is link:
                 link.say_goodbye()
@@ -236,68 +211,27 @@ class Session:
             if link is not None:
                 self._drop(link)
 
-    def _open_until_deadline(self) -> Link:
-        """Opens the session and repeats the set-up, again and again until the time is over."""
-        options = self._options
-        deadline = time.monotonic() + options.recovery_timeout_s
-        delay_s = _FIRST_DELAY_S
-        while True:
-            try:
-                return self._open()
-            except ConnectionLost as error:
-                reason: MetalRpcError = error
-            except (OutOfMemory, TooManySessions) as error:
-                # Others may still hold what the lost daemon's frontends are owed.
-                if not self._opened.done():
-                    raise
-                reason = error
-            if time.monotonic() >= deadline:
-                raise self._unavailable(reason)
-            self._waker.wait(delay_s)
-            if self._closing.is_set():
-                raise Closing
-            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
-
-    def _open(self) -> Link:
-        options = self._options
-        try:
-            link = Link.connect(options.server, self._waker, self._closing)
-        except ConnectionLost:
-            if options.autostart is not None:
-                options.autostart.ensure()
-            raise
-        try:
-            version = messages.PROTOCOL_VERSION
-            names = options.vllm_version, options.frontend
-            hello = messages.Hello(version, version, *names, os.getpid(), options.weight)
-            welcome = link.say_hello(hello)
-            for entry in self._answered_set_ups():
-                link.repeat(entry.request, cast(Message, entry.reply))
-        except BaseException:
-            link.close()
-            raise
-        if options.autostart is not None:
-            options.autostart.connected()
-        self._begin_generation(link, welcome)
-        return link
-
-    def _answered_set_ups(self) -> list[_SetUp]:
+    def _answered_set_ups(self) -> list[SetUp]:
         with self._lock:
             return [entry for entry in self._set_ups if entry.reply is not None]
 
-    def _begin_generation(self, link: Link, welcome: messages.Welcome) -> None:
+    def _begin_generation(self, link: Link) -> None:
         with self._lock:
             if self._has_stepped:
                 self._generation += 1
             lost, self._steps = self._steps, []
             self._link = link
             generation = self._generation
-        if self._opened.done():
-            logger.info("The daemon is back (pid %d); %d steps lost", welcome.pid, len(lost))
-        else:
+        welcome = link.welcome
+        if self._outage is None:
             self._opened.set_result(welcome)
+        else:
+            logger.info("The daemon is back (pid %d); %d steps lost", welcome.pid, len(lost))
+            self._outage.ready(len(lost))
+            if self._outage.is_crash and any(step.seq for step in lost):
+                self._num_crashes += 1
         for step in lost:
-            step.resolve(Lost(generation))
+            step.resolve(Lost(generation, self._num_crashes))
 
     def _serve(self, link: Link) -> None:
         """Receives until the connection is lost or the session is to be closed."""
@@ -332,6 +266,10 @@ class Session:
         steps = self._take(lambda step: step.seq == seq)
         if not steps or not isinstance(reply, StepResult):
             raise ProtocolViolation(f"unexpected {type(reply).__name__} for message {seq}")
+        self._num_crashes = 0
+        if self._outage is not None and self._outage.num_lost:
+            self._outage.answered()
+            self._outage.num_lost = 0
         steps[0].resolve(reply)
 
     def _deliver_error(self, reply: messages.ErrorReply, seq: int) -> None:
@@ -354,17 +292,11 @@ class Session:
 
     # ---- Ends ----
 
-    def _unavailable(self, reason: MetalRpcError) -> DaemonUnavailable:
-        options = self._options
-        hint = (
-            "none was started (METAL_RPC_AUTOSTART=0, or TCP)"
-            if options.autostart is None
-            else f"its log is {options.autostart.log_path}"
-        )
-        return DaemonUnavailable(
-            f"no daemon on {options.server.endpoint} for {options.recovery_timeout_s:g} s "
-            f"(METAL_RPC_RECOVERY_TIMEOUT_S): {reason}; {hint}"
-        )
+    def _lose(self, link: Link, reason: ConnectionLost) -> None:
+        logger.warning("Lost the daemon (%s); looking for it", reason)
+        is_crash = not isinstance(reason, DaemonLeft)
+        self._outage = Outage(str(reason), is_crash, link.silent_s())
+        self._drop(link)
 
     def _drop(self, link: Link) -> None:
         with self._lock:
