@@ -1,17 +1,19 @@
 //! How the daemon is told what to do: flags over environment variables over defaults.
 
+mod shared;
+
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::flags::BenchCommand;
-use crate::device::{Device, DeviceError, MemoryBudget};
+use crate::device::DeviceError;
 use crate::endpoint::{Endpoint, EndpointError, TcpAccess};
 use crate::engine::EngineConfig;
-use crate::limits::{MAX_TOKENS_PER_FORWARD, MIN_TURN_TOKENS};
-use crate::models::{Checkpoints, ModelError, ModelRoots};
+use crate::limits::{MAX_TOKENS_PER_FORWARD, MIN_STEP_TIMEOUT_S, MIN_TURN_TOKENS};
+use crate::models::{ModelError, ModelRoots};
+use shared::{EndpointFlags, EngineFlags};
 
 /// The daemon that owns the GPU, the paged KV cache and MLX model execution for vLLM.
 #[derive(Debug, Parser)]
@@ -31,6 +33,8 @@ pub enum Command {
     Start(StartFlags),
     /// Show what a running daemon does.
     Status(StatusFlags),
+    /// Have a running daemon finish its steps, send its frontends to the next one, and end.
+    Drain(DrainFlags),
     /// Continue a prompt with a model, without vLLM and without a running daemon.
     Generate(GenerateFlags),
     /// Measure a daemon: rates, start times, memory.
@@ -68,6 +72,19 @@ pub struct ServeFlags {
     /// longer others wait for theirs [default: 64 on a CPU, 256 on a GPU].
     #[arg(long, env = "METAL_RPC_TURN_TOKENS", value_name = "N")]
     turn_tokens: Option<u32>,
+    /// Ask the daemon that serves this endpoint to leave, and take its place.
+    #[arg(long)]
+    take_over: bool,
+    /// Seconds after which a step that has not ended is taken for stuck, and the daemon ends with
+    /// exit code 70 so that the next one can start.
+    #[arg(
+        long,
+        env = "METAL_RPC_STEP_TIMEOUT_S",
+        default_value_t = 600,
+        value_parser = clap::value_parser!(u64).range(MIN_STEP_TIMEOUT_S..),
+        value_name = "SECONDS"
+    )]
+    step_timeout_s: u64,
     /// Folder that models may be read from; may be given several times, or as a list with colons in
     /// the variable [default: all that this user may read].
     #[arg(
@@ -105,6 +122,13 @@ pub struct StatusFlags {
     pub json: bool,
 }
 
+/// Flags of `metald drain`.
+#[derive(Debug, Args)]
+pub struct DrainFlags {
+    #[command(flatten)]
+    endpoint: EndpointFlags,
+}
+
 /// Flags of `metald generate`.
 #[derive(Debug, Args)]
 pub struct GenerateFlags {
@@ -131,40 +155,6 @@ pub struct GenerateFlags {
     pub seed: Option<i64>,
     /// What to continue.
     pub prompt: String,
-}
-
-#[derive(Debug, Args)]
-struct EndpointFlags {
-    /// Where frontends reach the daemon [default: a socket in the user's runtime directory].
-    #[arg(
-        long,
-        env = "METAL_RPC_ENDPOINT",
-        value_name = "ipc://PATH|tcp://HOST:PORT"
-    )]
-    endpoint: Option<String>,
-    /// File with the token of an endpoint of TCP, private to its owner.
-    #[arg(long, env = "METAL_RPC_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct EngineFlags {
-    /// What models run on.
-    #[arg(
-        long,
-        env = "VLLM_MLX_DEVICE",
-        default_value = "cpu",
-        value_name = "cpu|gpu"
-    )]
-    device: String,
-    /// Share of the device's memory that weights and caches of all frontends may take.
-    #[arg(
-        long,
-        env = "VLLM_METAL_MEMORY_FRACTION",
-        default_value_t = 0.9,
-        value_name = "FRACTION"
-    )]
-    memory_fraction: f64,
 }
 
 /// Why the daemon cannot be configured so.
@@ -198,8 +188,12 @@ pub enum ConfigError {
 pub struct Config {
     /// Where frontends reach it.
     pub endpoint: Endpoint,
+    /// Whether the daemon that serves it now is asked to leave.
+    pub take_over: bool,
     /// The engine's part.
     pub engine: EngineConfig,
+    /// How long a step may take.
+    pub step_timeout: Duration,
     /// Whether logs are JSON lines.
     pub log_json: bool,
     /// Whether each step is logged.
@@ -218,6 +212,8 @@ impl ServeFlags {
         }
         Ok(Config {
             endpoint,
+            take_over: self.take_over,
+            step_timeout: Duration::from_secs(self.step_timeout_s),
             engine: self.engine_config()?,
             log_json: self.log_json,
             debug: self.debug,
@@ -277,6 +273,16 @@ impl StatusFlags {
     }
 }
 
+impl DrainFlags {
+    /// Where the daemon is.
+    ///
+    /// # Errors
+    /// [`EndpointError`].
+    pub fn endpoint(&self) -> Result<Endpoint, EndpointError> {
+        self.endpoint.resolve()
+    }
+}
+
 impl GenerateFlags {
     /// What to run on.
     ///
@@ -284,40 +290,6 @@ impl GenerateFlags {
     /// [`ConfigError`].
     pub fn engine(&self) -> Result<EngineConfig, ConfigError> {
         self.engine.resolve(Duration::ZERO)
-    }
-}
-
-impl EndpointFlags {
-    fn resolve(&self) -> Result<Endpoint, EndpointError> {
-        // An empty variable says nothing.
-        let text = self.endpoint.as_deref().filter(|text| !text.is_empty());
-        Endpoint::new(text, self.token_file())
-    }
-
-    fn token_file(&self) -> Option<&Path> {
-        self.token_file.as_deref()
-    }
-}
-
-impl EngineFlags {
-    fn resolve(&self, model_keep_alive: Duration) -> Result<EngineConfig, ConfigError> {
-        let device: Device = self.device.parse()?;
-        let fraction = self.memory_fraction;
-        if !(fraction > 0.0 && fraction <= 1.0) {
-            return Err(ConfigError::MemoryFraction(fraction));
-        }
-        let memory = match device.own_memory_bytes()? {
-            Some(total_bytes) => MemoryBudget::of(total_bytes, fraction),
-            None => MemoryBudget::of_this_machine(fraction)?,
-        };
-        Ok(EngineConfig {
-            device,
-            memory,
-            model_keep_alive,
-            model_roots: ModelRoots::everything(),
-            models: Arc::new(Checkpoints),
-            turn_tokens: device.turn_tokens(),
-        })
     }
 }
 
@@ -332,6 +304,7 @@ fn parse_switch(text: &str) -> Result<bool, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     fn serve(arguments: &[&str]) -> Result<Config, ConfigError> {
         let first = ["metald", "serve", "--endpoint", "ipc:///run/m/metald.sock"];

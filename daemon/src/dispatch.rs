@@ -16,20 +16,21 @@ use metal_rpc_protocol::{
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
+use crate::claim::End;
 use crate::engine::{EngineHandle, EngineMessage, EngineRequest};
+use crate::leave::{Leave, take_leave};
 use crate::limits::{HEARTBEAT_MS, LEASE_MS, MAX_LOOSE_REPLIES, MAX_MESSAGES_QUEUED, MAX_SESSIONS};
 use crate::outbox::{self, Outbox};
 use crate::session::Registry;
 use crate::session::registry::{Binding, Connection};
 use crate::socket::{Peer, SendReply, SocketReceiver};
+use crate::watchdog::Pulse;
 
 /// How often leases are looked at.
 const LEASE_CHECK: Duration = Duration::from_millis(250);
-/// How long frontends have to read their last replies when the daemon stops.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the daemon says about itself.
 #[derive(Clone, Debug)]
@@ -38,6 +39,10 @@ pub struct DaemonInfo {
     pub epoch: u64,
     /// When it started.
     pub started: Instant,
+    /// Daemons that have served its endpoint before.
+    pub restarts: u64,
+    /// How the last of them ended, if it said so.
+    pub previous_end: Option<End>,
     /// `cpu` or `gpu`.
     pub device: String,
 }
@@ -67,25 +72,34 @@ impl<S: SendReply> Dispatcher<S> {
         }
     }
 
-    /// Serves until `stop` completes, then finishes the steps in flight and takes leave.
-    pub async fn run(mut self, mut receiver: SocketReceiver, stop: impl Future<Output = ()>) {
+    /// Serves until `leave` completes, then takes leave. Beats `pulse` meanwhile.
+    pub async fn run(
+        mut self,
+        mut receiver: SocketReceiver,
+        pulse: Pulse,
+        leave: impl Future<Output = Leave>,
+    ) -> Leave {
         let mut leases = interval(LEASE_CHECK);
         leases.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tokio::pin!(stop);
-        loop {
+        tokio::pin!(leave);
+        let leave = loop {
             tokio::select! {
-                () = &mut stop => break,
-                _ = leases.tick() => self.expire(),
+                leave = &mut leave => break leave,
+                _ = leases.tick() => {
+                    pulse.beat();
+                    self.expire();
+                }
                 received = receiver.receive() => match received {
                     Ok((peer, bytes)) => self.dispatch(&peer, &bytes),
                     Err(error) => {
                         warn!(%error, "stopping");
-                        break;
+                        break Leave::Asked;
                     }
                 },
             }
-        }
-        self.take_leave().await;
+        };
+        take_leave(self.engine, self.registry, &mut self.writers, &leave).await;
+        leave
     }
 
     /// Serves one message. Never waits.
@@ -303,27 +317,6 @@ impl<S: SendReply> Dispatcher<S> {
             let _ = socket.send(&peer, bytes).await;
             drop(permit);
         });
-    }
-
-    async fn take_leave(mut self) {
-        let engine = self.engine;
-        // The engine's threads finish what is in flight; its replies are queued by then.
-        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
-        for connection in self.registry.iter() {
-            let code = ErrorCode::ShuttingDown;
-            let message = "the daemon stops; say hello to the next one".to_owned();
-            let error = ErrorReply {
-                code,
-                scope: Scope::Daemon,
-                message,
-            };
-            connection.outbox.send_error(0, error);
-        }
-        drop(self.registry);
-        let farewell = async { while self.writers.join_next().await.is_some() {} };
-        if timeout(FAREWELL_TIMEOUT, farewell).await.is_err() {
-            warn!("some frontends did not read their last replies");
-        }
     }
 }
 

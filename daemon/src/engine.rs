@@ -35,7 +35,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metal_rpc_kernels::{KernelError, is_out_of_memory};
 use metal_rpc_protocol::{ErrorCode, ErrorReply, Scope, ServedStatus};
@@ -44,12 +44,13 @@ use tracing::warn;
 use crate::batch::admission::{Candidate, NextForward, next_forward};
 use crate::batch::turns::Turns;
 use crate::device::{Device, MemoryBudget};
-use crate::limits::MAX_TOKENS_PER_FORWARD;
+use crate::limits::{IDLE_BEAT_MS, MAX_TOKENS_PER_FORWARD};
 use crate::models::loaded::{LoadedModel, ModelKey};
 use crate::models::{Loader, ModelError, ModelRoots};
 use crate::reply::Submitted;
 use crate::session::state::{Unanswered, WaitingStep};
 use crate::session::{BegunStep, Session, SessionId};
+use crate::watchdog::Pulse;
 
 use forward::Chunk;
 pub use handle::EngineHandle;
@@ -58,8 +59,8 @@ pub use message::{EngineMessage, EngineRequest};
 use sampling::HeldStep;
 pub use status::{EngineStatus, SessionUse};
 
-/// How often an idle engine looks for models that nobody uses any more.
-const IDLE_CHECK: Duration = Duration::from_secs(1);
+/// How often an idle engine shows that it lives, and any engine looks for models that nobody uses.
+const IDLE_CHECK: Duration = Duration::from_millis(IDLE_BEAT_MS);
 
 /// Why a step failed. Scope: the sessions whose steps ran together.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +114,7 @@ pub struct Engine {
     /// For the threads that load models.
     messages: SyncSender<EngineMessage>,
     submitted: SyncSender<Submitted>,
+    pulse: Pulse,
     /// In the order of opening, so that nothing depends on a hash.
     sessions: BTreeMap<SessionId, Session>,
     models: HashMap<ModelKey, LoadedModel>,
@@ -134,6 +136,8 @@ pub struct EngineChannels {
     pub messages: SyncSender<EngineMessage>,
     /// Work for the reply thread.
     pub submitted: SyncSender<Submitted>,
+    /// Beats as long as the engine is not stuck.
+    pub pulse: Pulse,
 }
 
 impl Engine {
@@ -144,6 +148,7 @@ impl Engine {
             queue,
             messages,
             submitted,
+            pulse,
         } = channels;
         Self {
             turns: Turns::new(config.turn_tokens),
@@ -151,6 +156,7 @@ impl Engine {
             queue,
             messages,
             submitted,
+            pulse,
             sessions: BTreeMap::new(),
             models: HashMap::new(),
             loading: HashMap::new(),
@@ -160,18 +166,23 @@ impl Engine {
         }
     }
 
-    /// Serves until [`EngineMessage::Stop`].
+    /// Serves until [`EngineMessage::Stop`], and submits what was ready before it.
     pub fn run(mut self) {
+        let mut looked = Instant::now();
         loop {
-            let first = match self.queue.recv_timeout(IDLE_CHECK) {
-                Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.unload_idle_models();
-                    continue;
-                }
-                Ok(message) => message,
+            self.pulse.beat();
+            let first = self.queue.recv_timeout(IDLE_CHECK);
+            // Also while others keep the engine busy.
+            if looked.elapsed() >= IDLE_CHECK {
+                self.unload_idle_models();
+                looked = Instant::now();
+            }
+            let flow = match first {
+                Ok(message) => self.turn(message),
+                Err(RecvTimeoutError::Timeout) => ControlFlow::Continue(()),
+                Err(RecvTimeoutError::Disconnected) => ControlFlow::Break(()),
             };
-            if self.turn(first).is_break() {
+            if flow.is_break() {
                 return;
             }
         }
@@ -179,17 +190,21 @@ impl Engine {
 
     /// Serves a message and whatever else has arrived, then submits what is ready. Never waits.
     pub fn turn(&mut self, first: EngineMessage) -> ControlFlow<()> {
+        let mut flow = ControlFlow::Continue(());
         let mut next = Some(first);
         while let Some(message) = next {
             if matches!(message, EngineMessage::Stop) {
-                return ControlFlow::Break(());
+                flow = ControlFlow::Break(());
+                break;
             }
             self.handle(message);
             // What has arrived meanwhile may join the next forward.
             next = self.queue.try_recv().ok();
         }
-        while self.step() {}
-        ControlFlow::Continue(())
+        while self.step() {
+            self.pulse.beat();
+        }
+        flow
     }
 
     /// Submits one forward over what is ready together. False if there is nothing to submit.

@@ -13,10 +13,14 @@
 //! | 6 | sample | [`sampler`] | logits to token ids |
 //! | 7 | reply | [`reply`] | token ids to each frontend's result |
 //!
+//! Life and death: [`claim`] (whose the endpoint is), [`leave`] (the end), [`watchdog`] (a step that
+//! does not end).
+//!
 //! Around it: [`kv_cache`] (paged cache and the wall between frontends), [`device`] (CPU or GPU,
 //! memory budget), [`endpoint`] (the private socket, or TCP with a token), [`tcp`] (the gate of a
 //! TCP endpoint), [`outbox`] (bounded queues of replies), [`config`], [`limits`], [`server`]
-//! (`metald serve`), [`start`] (`metald start`), [`status`] (`metald status`), [`generate`]
+//! (`metald serve`), [`start`] (`metald start`), [`status`] (`metald status`), [`drain`]
+//! (`metald drain`), [`generate`]
 //! (`metald generate`), [`bench`] (`metald bench`), [`telemetry`].
 
 pub mod socket;
@@ -37,9 +41,14 @@ pub mod sampler;
 
 pub mod reply;
 
+pub mod claim;
+pub mod leave;
+pub mod watchdog;
+
 pub mod bench;
 pub mod config;
 pub mod device;
+pub mod drain;
 pub mod endpoint;
 pub mod generate;
 pub mod kv_cache;

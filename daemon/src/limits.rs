@@ -52,6 +52,28 @@ pub const HEARTBEAT_MS: u32 = 1_000;
 /// on a machine under load.
 pub const LEASE_MS: u32 = 8_000;
 
+/// How long a daemon that was asked to leave waits for the steps in flight, in milliseconds.
+/// Frontends recompute those that it does not wait for.
+pub const DRAIN_MS: u64 = 10_000;
+
+/// How long frontends have to read their last replies, in milliseconds.
+pub const FAREWELL_MS: u64 = 2_000;
+
+/// How long a daemon waits for the one before it, in milliseconds: the time that one takes at most,
+/// and as much again for a machine under load.
+pub const HANDOVER_MS: u64 = 2 * (DRAIN_MS + FAREWELL_MS);
+
+/// How often an idle thread shows that it is not stuck, in milliseconds.
+pub const IDLE_BEAT_MS: u64 = 500;
+
+/// Least time that a step may be given before the daemon takes itself for stuck, in seconds.
+pub const MIN_STEP_TIMEOUT_S: u64 = 2;
+
+/// What launchd gives a service between SIGTERM and SIGKILL, in milliseconds.
+const LAUNCHD_EXIT_MS: u64 = 20_000;
+
+const _: () = assert!(DRAIN_MS + FAREWELL_MS < LAUNCHD_EXIT_MS);
+const _: () = assert!(MIN_STEP_TIMEOUT_S * 1000 >= 4 * IDLE_BEAT_MS);
 const _: () = assert!(MAX_TOKENS_PER_FORWARD as usize == MAX_TOKENS_PER_STEP);
 const _: () = assert!(MIN_TURN_TOKENS as usize >= MAX_SESSIONS);
 const _: () = assert!(ENGINE_QUEUE_DEPTH <= 1024);

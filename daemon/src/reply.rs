@@ -4,7 +4,7 @@
 //! this one. It waits for arrays that the engine has submitted and handed over whole; it never
 //! builds a graph, so it owns no MLX stream.
 
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use metal_rpc_kernels::{self as kernels, KernelError};
@@ -15,9 +15,11 @@ use metal_rpc_protocol::{
 use mlx_rs::Array;
 
 use crate::engine::EngineMessage;
+use crate::limits::IDLE_BEAT_MS;
 use crate::outbox::Outbox;
 use crate::sampler::{PromptScores, Sampled, SampledLogprobs};
 use crate::session::SessionId;
+use crate::watchdog::Pulse;
 
 /// A submitted forward, the sampling of one that waited for its grammar, or steps that run nothing.
 #[derive(Debug)]
@@ -52,9 +54,14 @@ pub struct PendingReply {
 }
 
 /// Answers everything that is submitted, in order, until the engine is gone.
-pub fn run(submitted: &Receiver<Submitted>, engine: &SyncSender<EngineMessage>) {
-    for forward in submitted {
-        answer_all(forward, engine);
+pub fn run(submitted: &Receiver<Submitted>, engine: &SyncSender<EngineMessage>, pulse: &Pulse) {
+    loop {
+        pulse.beat();
+        match submitted.recv_timeout(Duration::from_millis(IDLE_BEAT_MS)) {
+            Ok(forward) => answer_all(forward, engine),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
     }
 }
 

@@ -1,18 +1,34 @@
 //! `metald serve`: everything put together.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tracing::{info, warn};
 
+use crate::claim::{Claim, End, Succession};
 use crate::config::Config;
 use crate::device::DeviceError;
 use crate::dispatch::{DaemonInfo, Dispatcher};
+use crate::drain::{self, DrainError};
 use crate::endpoint::{Endpoint, EndpointError, TcpAddress, UnixEndpoint};
 use crate::engine::EngineHandle;
+use crate::leave::Leave;
+use crate::limits::FAREWELL_MS;
 use crate::session::registry::Binding;
 use crate::socket::{self, SocketError};
 use crate::tcp::Gate;
+use crate::watchdog::{self, Pulse, Wedge};
+
+/// How often the daemon looks whether its socket is still there.
+const SOCKET_CHECK: Duration = Duration::from_secs(1);
+
+/// Exit code of a daemon that was stuck: `EX_SOFTWARE`.
+pub const EXIT_WEDGED: u8 = 70;
 
 /// Why the daemon does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +36,9 @@ pub enum ServeError {
     /// See [`EndpointError`].
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// See [`DrainError`].
+    #[error("cannot take over: {0}")]
+    TakeOver(#[from] DrainError),
     /// See [`DeviceError`].
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -37,44 +56,84 @@ pub enum ServeError {
     /// The operating system refused.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
+    /// A step did not end.
+    #[error("{0}")]
+    Wedged(Wedge),
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, or until a step does not end.
+///
+/// The caller ends the process at once: threads of the engine may still run.
 ///
 /// # Errors
 /// [`ServeError`].
 pub fn run(config: &Config) -> Result<(), ServeError> {
+    let succession = Succession::announce(&config.endpoint.socket())?;
+    if config.take_over {
+        take_over(config)?;
+    }
+    let claim = Arc::new(succession.wait(config.take_over)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(serve(config))
+    let served = runtime.block_on(serve(config, &claim));
+    // Not waiting for the engine, which may be stuck.
+    runtime.shutdown_background();
+    match served? {
+        Leave::Asked => {
+            claim.end(End::Stopped);
+            info!("stopped");
+            Ok(())
+        }
+        Leave::Wedged(wedge) => {
+            claim.end(End::StepTimeout);
+            Err(ServeError::Wedged(wedge))
+        }
+    }
 }
 
-async fn serve(config: &Config) -> Result<(), ServeError> {
-    let (endpoint, binding) = match &config.endpoint {
-        Endpoint::Unix(endpoint) => (endpoint.clone(), Binding::Token),
-        Endpoint::Tcp(address, _) => (
-            UnixEndpoint::behind_gate(address.port()),
-            Binding::Connection,
-        ),
-    };
-    let claim = endpoint.claim()?;
-    let engine = EngineHandle::start(config.engine.clone())?;
-    let (sender, receiver) = socket::bind(&endpoint).await?;
-    claim.restrict()?;
-    open_gate(&config.endpoint, &endpoint).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => info!("SIGTERM"),
-            _ = interrupt.recv() => info!("SIGINT"),
+fn take_over(config: &Config) -> Result<(), DrainError> {
+    match drain::ask_to_leave(&config.endpoint.socket()) {
+        Ok(pid) => {
+            info!(pid, "taking over");
+            Ok(())
         }
+        Err(DrainError::Socket(SocketError::NobodyListens(_))) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn serve(config: &Config, claim: &Arc<Claim>) -> Result<Leave, ServeError> {
+    let mut signals = Signals::new()?;
+    let engine = EngineHandle::start(config.engine.clone())?;
+    let endpoint = config.endpoint.socket();
+    let (sender, receiver) = socket::bind(&endpoint).await?;
+    claim.listening()?;
+    let gate = open_gate(&config.endpoint, &endpoint).await?;
+    let binding = match &config.endpoint {
+        Endpoint::Unix(_) => Binding::Token,
+        Endpoint::Tcp(..) => Binding::Connection,
+    };
+    let (pulse, wedged) = watch(config, claim, &engine);
+    let leave = async {
+        let leave = tokio::select! {
+            () = signals.next() => Leave::Asked,
+            () = unreachable(claim) => Leave::Asked,
+            Ok(wedge) = wedged => Leave::Wedged(wedge),
+        };
+        claim.withdraw();
+        if let Some(gate) = gate {
+            gate.abort();
+        }
+        tokio::spawn(end_at_once(signals));
+        leave
     };
     let info = DaemonInfo {
         epoch: epoch(),
         started: Instant::now(),
+        restarts: claim.num_restarts(),
+        previous_end: claim.previous_end(),
         device: config.engine.device.to_string(),
     };
     info!(
@@ -82,26 +141,88 @@ async fn serve(config: &Config) -> Result<(), ServeError> {
         endpoint = %config.endpoint,
         device = info.device,
         memory_bytes = config.engine.memory.limit_bytes,
+        restarts = info.restarts,
         "serving"
     );
-    Dispatcher::new(info, engine, sender, binding)
-        .run(receiver, stop)
-        .await;
-    info!("stopped");
-    Ok(())
+    Ok(Dispatcher::new(info, engine, sender, binding)
+        .run(receiver, pulse, leave)
+        .await)
+}
+
+/// Waits until nobody finds our socket any more: the next daemon could never start beside us.
+async fn unreachable(claim: &Claim) {
+    while claim.is_reachable() {
+        sleep(SOCKET_CHECK).await;
+    }
+    warn!("the socket was removed, so this daemon makes room for the next one");
+}
+
+/// Starts the watchdog. Returns the dispatcher's pulse, and where the news of a wedge comes.
+fn watch(
+    config: &Config,
+    claim: &Arc<Claim>,
+    engine: &EngineHandle,
+) -> (Pulse, oneshot::Receiver<Wedge>) {
+    let pulse = Pulse::default();
+    let mut pulses = engine.pulses.clone();
+    pulses.push(("dispatcher", pulse.clone()));
+    let (news, wedged) = oneshot::channel();
+    let claim = Arc::clone(claim);
+    watchdog::start(pulses, config.step_timeout, move |wedge| {
+        // Usually the dispatcher takes leave and this process is over before the sleep is.
+        let _ = news.send(wedge);
+        thread::sleep(Duration::from_millis(2 * FAREWELL_MS));
+        warn!("{wedge}");
+        claim.end(End::StepTimeout);
+        metal_rpc_kernels::exit_now(EXIT_WEDGED);
+    });
+    (pulse, wedged)
+}
+
+/// What ends the daemon from outside.
+#[derive(Debug)]
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => info!("SIGTERM"),
+            _ = self.interrupt.recv() => info!("SIGINT"),
+        }
+    }
+}
+
+/// A second signal is from somebody who does not want to wait.
+async fn end_at_once(mut signals: Signals) {
+    signals.next().await;
+    warn!("ending at once");
+    metal_rpc_kernels::exit_now(1);
 }
 
 /// Opens the way in from the network, if that is where frontends come from.
-async fn open_gate(endpoint: &Endpoint, socket: &UnixEndpoint) -> Result<(), ServeError> {
+async fn open_gate(
+    endpoint: &Endpoint,
+    socket: &UnixEndpoint,
+) -> Result<Option<JoinHandle<()>>, ServeError> {
     if let Endpoint::Tcp(address, token) = endpoint {
         let gate = Gate::bind(address, token.clone(), socket).await;
         let gate = gate.map_err(|error| ServeError::Tcp {
             address: address.clone(),
             error,
         })?;
-        tokio::spawn(gate.run());
+        return Ok(Some(tokio::spawn(gate.run())));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The time of the start, which no two daemons of an endpoint share.

@@ -69,6 +69,9 @@ pub enum SocketError {
     /// The peer does not read.
     #[error("the peer did not read for {SEND_TIMEOUT:?}")]
     Stuck,
+    /// The operating system refused.
+    #[error("cannot reach the daemon: {0}")]
+    System(#[from] std::io::Error),
     /// The socket is closed.
     #[error("the socket is closed: {0}")]
     Closed(ZmqError),
@@ -212,6 +215,24 @@ fn refusal(endpoint: &Endpoint, frame: Frame<'_>) -> SocketError {
             error: AuthError::Malformed,
         },
     }
+}
+
+/// The process that listens on `endpoint`, by the word of the operating system.
+///
+/// # Errors
+/// [`SocketError::NobodyListens`], [`SocketError::System`].
+pub fn pid_of_daemon(endpoint: &UnixEndpoint) -> Result<u32, SocketError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let connected = UnixStream::connect(endpoint.path()).await;
+        let stream =
+            connected.map_err(|_| SocketError::NobodyListens(Endpoint::Unix(endpoint.clone())))?;
+        let pid = stream.peer_cred()?.pid();
+        pid.map(i32::cast_unsigned)
+            .ok_or_else(|| SocketError::NobodyListens(Endpoint::Unix(endpoint.clone())))
+    })
 }
 
 /// The receiving half.

@@ -75,6 +75,8 @@ fn text(report: &StatusReport) -> String {
         pid,
         version,
         uptime_s,
+        restarts,
+        previous_end,
         device,
         kv,
         served,
@@ -83,6 +85,12 @@ fn text(report: &StatusReport) -> String {
     line(format_args!(
         "metald {version}, pid {pid}, up {uptime_s} s, device {device}"
     ));
+    if *restarts > 0 {
+        let end = previous_end.as_deref().unwrap_or("killed");
+        line(format_args!(
+            "restarts   {restarts}, the last one ended: {end}"
+        ));
+    }
     line(format_args!(
         "memory     {} MiB budget, {} MiB granted to caches, {} MiB of them used",
         kv.budget_bytes >> 20,
@@ -111,7 +119,8 @@ fn text(report: &StatusReport) -> String {
     }
     for session in &report.sessions {
         line(format_args!(
-            "frontend   {} (pid {}, weight {}): {} requests, {}/{} blocks, {} steps, {} tokens",
+            "frontend   {} (pid {}, weight {}): {} requests, {}/{} blocks, {} steps, {} tokens, \
+             heard {} ms ago",
             session.frontend,
             session.pid,
             session.weight,
@@ -119,7 +128,8 @@ fn text(report: &StatusReport) -> String {
             session.used_blocks,
             session.granted_blocks,
             session.steps,
-            session.tokens
+            session.tokens,
+            session.silent_ms
         ));
     }
     text

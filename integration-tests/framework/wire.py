@@ -38,8 +38,8 @@ _SPECS: Final = {
     "Pong": "",
     "Farewell": "",
     "StatusReport": (
-        "pid epoch version uptime_s device sessions:SessionStatus* models:ModelStatus* kv:KvStatus "
-        "served:ServedStatus footprint_bytes engine_us"
+        "pid epoch version uptime_s restarts previous_end device sessions:SessionStatus* "
+        "models:ModelStatus* kv:KvStatus served:ServedStatus footprint_bytes engine_us"
     ),
     "Error": "code scope message",
     "NewRequest": (

@@ -16,6 +16,7 @@
 //! | `footprint` | memory of this process, as the system counts it |
 //! | `memory` | reserved pools, and reading results from other threads |
 //! | `delay` | a node that takes time, to measure what surrounds a model |
+//! | `exit` | the end of a process that MLX must not hold up |
 //!
 //! # Invariants
 //! - Results do not depend on the batch: every output row is the same bits whatever rows are
@@ -29,6 +30,7 @@ mod delay;
 mod dot;
 mod element;
 mod error;
+mod exit;
 mod ffi;
 mod footprint;
 mod gpu;
@@ -76,6 +78,7 @@ pub use argmax::argmax;
 pub use delay::delay;
 pub use dispatch::{Dispatched, ExpertGroups, combine, dispatch};
 pub use error::{KernelError, Result, is_out_of_memory};
+pub use exit::exit_now;
 pub use expert_linear::{expert_linear, quantized_expert_linear};
 pub use footprint::footprint_bytes;
 pub use linear::linear;

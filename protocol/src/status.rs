@@ -13,6 +13,11 @@ pub struct StatusReport {
     pub version: String,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
+    /// Daemons that have served this endpoint before.
+    pub restarts: u64,
+    /// How the last of them ended: `stopped`, `step_timeout` or `failed`; absent if it was killed,
+    /// or there was none.
+    pub previous_end: Option<String>,
     /// `cpu` or `gpu`.
     pub device: String,
     /// Open sessions.

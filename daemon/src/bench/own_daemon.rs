@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::BenchError;
 use super::flags::DaemonFlags;
+use crate::claim::Succession;
 use crate::endpoint::{Endpoint, UnixEndpoint};
 use crate::start;
 
@@ -40,7 +41,7 @@ impl OwnDaemon {
         let folder = std::env::temp_dir().join(format!("metald-bench-{}", std::process::id()));
         let socket = UnixEndpoint::at(folder.join("metald.sock"))?;
         // The daemon would make the folder itself, but its log is opened before.
-        drop(socket.claim()?);
+        drop(Succession::announce(&socket)?);
         let endpoint = Endpoint::Unix(socket);
         let log = folder.join("metald.log");
         let started = Instant::now();

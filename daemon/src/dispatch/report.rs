@@ -94,6 +94,8 @@ fn merge(
         epoch: info.epoch,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_s: info.started.elapsed().as_secs(),
+        restarts: info.restarts,
+        previous_end: info.previous_end.map(|end| end.name().to_owned()),
         device: info.device.clone(),
         sessions: sessions.into_iter().map(|(_, session)| session).collect(),
         models: engine.models,

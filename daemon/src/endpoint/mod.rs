@@ -11,7 +11,7 @@ use metal_rpc_protocol::auth::{AuthError, Token};
 use nix::unistd::geteuid;
 
 pub use tcp::{TcpAccess, TcpAddress};
-pub use unix::{Claim, UnixEndpoint};
+pub use unix::UnixEndpoint;
 
 use unix::MAX_PATH_BYTES;
 
@@ -52,8 +52,18 @@ pub enum EndpointError {
         path: PathBuf,
     },
     /// Another daemon serves this endpoint.
-    #[error("another metald serves {0}")]
+    #[error("another metald serves {0}, or is about to")]
     Taken(String),
+    /// The daemon that serves this endpoint was asked to leave, and has not.
+    #[error(
+        "metald (pid {pid}) was asked to leave {endpoint} and has not ended; try: kill -9 {pid}"
+    )]
+    Stays {
+        /// The daemon.
+        pid: u32,
+        /// Where.
+        endpoint: String,
+    },
     /// TCP without a token.
     #[error(
         "{0} needs a token: name a file with one in METAL_RPC_TOKEN_FILE or --token-file; make it \
@@ -126,6 +136,15 @@ impl Endpoint {
         match token_file {
             Some(path) => Ok(Self::Tcp(address, token::read(path)?)),
             None => Err(EndpointError::NoToken(address)),
+        }
+    }
+
+    /// The daemon's own socket, on its own machine: that of the endpoint, or the one behind its gate.
+    #[must_use]
+    pub fn socket(&self) -> UnixEndpoint {
+        match self {
+            Self::Unix(endpoint) => endpoint.clone(),
+            Self::Tcp(address, _) => UnixEndpoint::behind_gate(address.port()),
         }
     }
 }

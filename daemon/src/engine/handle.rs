@@ -7,12 +7,15 @@ use super::{Engine, EngineChannels, EngineConfig, EngineMessage};
 use crate::device::DeviceError;
 use crate::limits::{ENGINE_QUEUE_DEPTH, SUBMITTED_DEPTH};
 use crate::reply;
+use crate::watchdog::Pulse;
 
 /// A running engine.
 #[derive(Debug)]
 pub struct EngineHandle {
     /// Where everything that concerns the engine goes.
     pub messages: SyncSender<EngineMessage>,
+    /// Of its threads, by name: beats as long as the thread is not stuck.
+    pub pulses: Vec<(&'static str, Pulse)>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -25,17 +28,26 @@ impl EngineHandle {
         config.device.select()?;
         let (messages, queue) = sync_channel(ENGINE_QUEUE_DEPTH);
         let (submitted, forwards) = sync_channel(SUBMITTED_DEPTH);
+        let (pulse, reply_pulse) = (Pulse::default(), Pulse::default());
+        let pulses = vec![("engine", pulse.clone()), ("reply", reply_pulse.clone())];
         let channels = EngineChannels {
             queue,
             messages: messages.clone(),
             submitted,
+            pulse,
         };
         let completed = messages.clone();
         let threads = vec![
             spawn("engine", move || Engine::new(config, channels).run()),
-            spawn("reply", move || reply::run(&forwards, &completed)),
+            spawn("reply", move || {
+                reply::run(&forwards, &completed, &reply_pulse)
+            }),
         ];
-        Ok(Self { messages, threads })
+        Ok(Self {
+            messages,
+            pulses,
+            threads,
+        })
     }
 
     /// The handle of an engine whose turns somebody else takes, on a thread of their own choice.
@@ -43,6 +55,7 @@ impl EngineHandle {
     pub fn without_threads(messages: SyncSender<EngineMessage>) -> Self {
         Self {
             messages,
+            pulses: Vec::new(),
             threads: Vec::new(),
         }
     }

@@ -10,6 +10,7 @@ use metald::limits::{ENGINE_QUEUE_DEPTH, SUBMITTED_DEPTH};
 use metald::outbox::Outbox;
 use metald::reply::{self, Submitted};
 use metald::session::{SessionId, Ticket};
+use metald::watchdog::Pulse;
 use tokio::sync::mpsc;
 
 use super::support::*;
@@ -35,6 +36,7 @@ impl Machine {
             queue,
             messages: messages.clone(),
             submitted: forwards,
+            pulse: Pulse::default(),
         };
         let mut machine = Self {
             engine: Engine::new(config(TURN_TOKENS), channels),

@@ -127,6 +127,8 @@ fn status_report() -> StatusReport {
         epoch: 0xfedc_ba98_7654_3210,
         version: "0.1.0".to_owned(),
         uptime_s: 3600,
+        restarts: 2,
+        previous_end: Some("step_timeout".to_owned()),
         device: "cpu".to_owned(),
         sessions: vec![
             SessionStatus {

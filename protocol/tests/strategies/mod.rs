@@ -65,7 +65,8 @@ fn error() -> impl Strategy<Value = ErrorReply> {
 }
 
 fn status_report() -> impl Strategy<Value = StatusReport> {
-    let daemon = (any::<(u32, u64)>(), text(), any::<u64>(), text());
+    let restarts = (any::<u64>(), option::of(text()));
+    let daemon = (any::<(u32, u64)>(), text(), any::<u64>(), restarts, text());
     let lists = (vec(session_status(), 0..4), vec(model_status(), 0..4));
     let kv = any::<[u64; 3]>().prop_map(|[budget_bytes, granted_bytes, used_bytes]| KvStatus {
         budget_bytes,
@@ -80,12 +81,14 @@ fn status_report() -> impl Strategy<Value = StatusReport> {
     let process = (any::<u64>(), option::of(any::<u32>()));
     (daemon, lists, kv, served, process).prop_map(|(daemon, lists, kv, served, process)| {
         let ((sessions, models), (footprint_bytes, engine_us)) = (lists, process);
-        let ((pid, epoch), version, uptime_s, device) = daemon;
+        let ((pid, epoch), version, uptime_s, (restarts, previous_end), device) = daemon;
         StatusReport {
             pid,
             epoch,
             version,
             uptime_s,
+            restarts,
+            previous_end,
             device,
             sessions,
             models,

@@ -300,6 +300,8 @@ class StatusReport(Message):
     epoch: int
     version: str
     uptime_s: int
+    restarts: int
+    previous_end: str | None
     device: str
     sessions: list[SessionStatus]
     models: list[ModelStatus]

@@ -21,6 +21,7 @@ use crate::models::{Checkpoints, ModelRoots};
 use crate::reply::{self, Submitted};
 use crate::session::registry::Binding;
 use crate::socket::{Peer, SendReply, SocketError};
+use crate::watchdog::Pulse;
 
 /// Tokens of a turn: few, so that steps are cut.
 pub(super) const TURN_TOKENS: u32 = 8;
@@ -108,6 +109,7 @@ impl<'a> World<'a> {
             queue,
             messages: messages.clone(),
             submitted: forwards,
+            pulse: Pulse::default(),
         };
         let memory = MemoryBudget {
             total_bytes: 1 << 30,
@@ -126,6 +128,8 @@ impl<'a> World<'a> {
         let info = DaemonInfo {
             epoch: seed,
             started: Instant::now(),
+            restarts: 0,
+            previous_end: None,
             device: "cpu".to_owned(),
         };
         let wire = Wire::default();
