@@ -116,7 +116,7 @@ impl Watch {
         }
         // The first of them: one that is stuck soon holds up those that wait for it.
         let stuck = self.watched.iter().max_by_key(|watched| watched.still)?;
-        (stuck.still >= self.bound).then(|| Wedge {
+        (stuck.still >= self.bound).then_some(Wedge {
             thread: stuck.thread,
             bound_s: self.bound.as_secs(),
         })

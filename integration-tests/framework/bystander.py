@@ -1,6 +1,7 @@
 """A session that keeps decoding while something else goes wrong."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Final, Self
 
@@ -20,6 +21,7 @@ class Bystander:
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self.num_rounds = 0
+        self.round_s: list[float] = []
         self._thread = threading.Thread(target=self._run, name="bystander")
 
     def __enter__(self) -> Self:
@@ -33,10 +35,16 @@ class Bystander:
         if self._failure is not None:
             raise AssertionError("the bystander was disturbed") from self._failure
 
+    def forget_times(self) -> None:
+        """Begins to measure its rounds anew."""
+        self.round_s = []
+
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
+                started = time.monotonic()
                 tokens = generate(self._frontend, [_PROMPT], _NUM_TOKENS)
+                self.round_s.append(time.monotonic() - started)
                 assert tokens == self._expected, tokens
                 self.num_rounds += 1
                 # Leaves the processor to what it watches.

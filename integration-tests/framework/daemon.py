@@ -17,7 +17,7 @@ import psutil
 from framework import paths
 
 READY_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 20.0
+STOP_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.05
 _LOG_TAIL_BYTES: Final = 8 << 10
 
@@ -110,7 +110,7 @@ class Daemon:
         return self._process.pid
 
     def start(self) -> None:
-        """Starts it and waits until it answers."""
+        """Starts it and waits until it answers, after the one that it may take over from."""
         command = [str(paths.metald()), "serve", "--endpoint", self.endpoint, *self._flags]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -120,12 +120,19 @@ class Daemon:
                 stderr=log,
                 env=environment(self.folder, **self.variables),
             )
-        try:
-            report = wait_for_status(self.folder, **self.variables)
-        except TimeoutError as error:
-            self.kill()
-            raise AssertionError(f"{error}; its log ends:\n{self.log()}") from error
-        assert report["pid"] == self.pid, "another daemon answers on our endpoint"
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while (report := status(self.folder, **self.variables)) is None or report[
+            "pid"
+        ] != self.pid:
+            if not self.is_running() or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"{self.endpoint} is not answered; log:\n{self.log()}")
+            time.sleep(_POLL_S)
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return Path(self.endpoint.removeprefix("ipc://"))
 
     def is_running(self) -> bool:
         """Whether the process has not ended."""
@@ -143,15 +150,24 @@ class Daemon:
             self._process.kill()
             self._process.wait()
 
+    def send_signal(self, sent: signal.Signals) -> None:
+        """Sends a signal, without waiting."""
+        assert self._process is not None
+        self._process.send_signal(sent)
+
     def stop(self) -> int:
         """SIGTERM. Returns the exit code."""
+        self.send_signal(signal.SIGTERM)
+        return self.wait_end()
+
+    def wait_end(self) -> int:
+        """Waits until it ends by itself. Returns the exit code."""
         assert self._process is not None
-        self._process.terminate()
         try:
             return self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"metald ignores SIGTERM; log:\n{self.log()}") from None
+            raise AssertionError(f"metald does not end; log:\n{self.log()}") from None
 
     def rss_bytes(self) -> int:
         """Memory that the daemon has touched."""

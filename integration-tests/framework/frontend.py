@@ -108,12 +108,17 @@ class Frontend(Peer):
         self.close()
 
     def _leave(self) -> None:
-        """Says goodbye, past whatever is still on its way."""
+        """Says goodbye, past whatever is still on its way, unless the daemon is gone."""
         seq = self.send("Goodbye")
         deadline = time.monotonic() + _LEAVE_TIMEOUT_S
-        with contextlib.suppress(TimeoutError, zmq.ZMQError, AssertionError):
-            while self.receive(deadline - time.monotonic()).seq < seq:
-                pass
+        poller = zmq.Poller()
+        for socket in (self._socket, self._monitor):
+            poller.register(socket, zmq.POLLIN)
+        with contextlib.suppress(zmq.ZMQError, AssertionError):
+            while (left_s := deadline - time.monotonic()) > 0:
+                events = dict(poller.poll(int(1000 * left_s)))
+                if self._socket not in events or self.receive().seq >= seq:
+                    return
 
     # ---- Messages ----
 

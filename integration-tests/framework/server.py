@@ -1,6 +1,8 @@
 """`vllm serve` as a subprocess, asked over HTTP."""
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -94,6 +96,11 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def send_signal(self, sent: signal.Signals) -> None:
+        """Sends a signal to all processes of vLLM, and not to the daemon."""
+        assert self._process is not None
+        os.killpg(self._process.pid, sent)
 
     def log(self) -> str:
         """The end of its log."""
