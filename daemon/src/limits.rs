@@ -45,6 +45,9 @@ pub const MAX_TOKENS_PER_FORWARD: u32 = 1 << 17;
 /// The least that `--turn-tokens` may be: a token for each session.
 pub const MIN_TURN_TOKENS: u32 = 64;
 
+/// One part in so many of what is reserved for a session is not promised to it.
+pub const RESERVE_MARGIN: u64 = 64;
+
 /// How often a frontend should be heard, in milliseconds.
 pub const HEARTBEAT_MS: u32 = 1_000;
 

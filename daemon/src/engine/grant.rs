@@ -10,6 +10,7 @@ use tracing::info;
 use super::Engine;
 use super::control::{out_of_order, refusal};
 use crate::kv_cache::{BlockMap, BlockPool, CacheGroups, KvCache};
+use crate::limits::RESERVE_MARGIN;
 use crate::models::loaded::ModelCache;
 use crate::session::block_tables::TableRules;
 use crate::session::state::{SeedSource, SessionLimits};
@@ -49,6 +50,9 @@ impl Engine {
         let left_bytes = self.left_bytes(Some(id))?;
         let available_bytes = available_bytes.min(left_bytes);
         self.session(id).reserved_bytes = available_bytes;
+        // Not all of it: the next daemon, which itself takes a little more or less than this one,
+        // must be able to give the frontend the same cache again.
+        let available_bytes = available_bytes - available_bytes / RESERVE_MARGIN;
         Ok(Reply::MemoryReserved(MemoryReserved { available_bytes }))
     }
 

@@ -160,9 +160,14 @@ class Link:
     def repeat(self, request: Message, before: Message) -> None:
         """Says to a new daemon what the last one has answered with `before`.
 
+        The size of the cache is known by now. So memory is not asked for by this frontend's share,
+        which counts what others hold: they may return in another order than they came.
+
         Raises:
             ProtocolViolation: The model's cache has another format now, and vLLM cannot follow.
         """
+        if isinstance(request, messages.ReserveMemory):
+            request = messages.ReserveMemory(memory_fraction=1.0)
         reply = self.exchange(request, type(before))
         if (
             isinstance(reply, messages.ModelLoaded)
