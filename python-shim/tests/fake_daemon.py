@@ -99,7 +99,7 @@ class FakeDaemon:
 
     def __enter__(self) -> "FakeDaemon":
         self._thread.start()
-        assert self._listening.wait(5)
+        assert self._listening.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,7 +111,7 @@ class FakeDaemon:
     def restart(self) -> None:
         self._listening.clear()
         self._restart.set()
-        assert self._listening.wait(5)
+        assert self._listening.wait(60)
 
     def count(self, kind: type[m.Message]) -> int:
         return sum(isinstance(message, kind) for message in self.received)
@@ -123,9 +123,15 @@ class FakeDaemon:
                 self.sessions.clear()
                 if not self._stop.is_set():
                     self.num_restarts += 1
-                    self._stop.wait(self.script.down_s)
+                    self._be_down()
         except BaseException as error:
             self.error = error
+
+    def _be_down(self) -> None:
+        """For `down_s`, which a test may change meanwhile."""
+        since = time.monotonic()
+        while time.monotonic() < since + self.script.down_s and not self._stop.wait(0.005):
+            pass
 
     def _live(self) -> None:
         """One process of the daemon, from start to kill."""

@@ -80,10 +80,15 @@ def wait(step: Step) -> Any:
 
 
 def until(condition: Any) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def without_pings(daemon: FakeDaemon) -> list[m.Message]:
+    """What has arrived, but for heartbeats, whose moments are nobody's choice."""
+    return [message for message in daemon.received if not isinstance(message, m.Ping)]
 
 
 def test_set_up_and_steps_are_answered_in_order(session: Session, daemon: FakeDaemon) -> None:
@@ -91,7 +96,7 @@ def test_set_up_and_steps_are_answered_in_order(session: Session, daemon: FakeDa
     second = submit(session, exec_of(new=False, computed=3))
     assert isinstance(wait(first), m.StepResult)
     assert isinstance(wait(second), m.StepResult)
-    kinds = [type(message) for message in daemon.received if not isinstance(message, m.Ping)]
+    kinds = [type(message) for message in without_pings(daemon)]
     assert kinds == [m.Hello, m.LoadModel, m.ReserveMemory, m.CreateCache, m.Exec, m.Exec]
 
 
@@ -102,7 +107,7 @@ def test_a_grammar_follows_its_step(session: Session, daemon: FakeDaemon) -> Non
     grammar = m.GrammarBitmask([0], b"\0\0\0\0")
     session.sample(step, grammar)
     assert isinstance(wait(step), m.StepResult)
-    assert daemon.received[-1] == m.Sample(step.seq, grammar)
+    assert without_pings(daemon)[-1] == m.Sample(step.seq, grammar)
 
 
 def test_lost_steps_are_resolved_once_and_the_set_up_is_repeated(
@@ -120,6 +125,8 @@ def test_lost_steps_are_resolved_once_and_the_set_up_is_repeated(
     assert wait(lost[0]) == wait(lost[1]) or isinstance(wait(lost[0]), m.StepResult)
     for kind in (m.Hello, m.LoadModel, m.ReserveMemory, m.CreateCache):
         assert daemon.count(kind) == 2
+    reserved = [message for message in daemon.received if isinstance(message, m.ReserveMemory)]
+    assert [message.memory_fraction for message in reserved] == [0.5, 1.0]
     daemon.script.step_delay_s = 0
     assert isinstance(wait(submit(session, exec_of(), generation=1)), m.StepResult)
 
@@ -135,10 +142,11 @@ def test_a_step_of_an_older_generation_is_never_sent(session: Session, daemon: F
 
 def test_a_step_without_a_daemon_waits_and_is_lost(session: Session, daemon: FakeDaemon) -> None:
     wait(submit(session, exec_of()))
-    daemon.script.down_s = 0.5
+    daemon.script.down_s = 60
     daemon._restart.set()
     until(lambda: session._link is None)
     steps = [submit(session, exec_of(handle)) for handle in (1, 2, 3)]
+    daemon.script.down_s = 0
     assert [wait(step) for step in steps] == [Lost(1)] * 3
     assert daemon.count(m.Exec) == 1
 
@@ -146,7 +154,6 @@ def test_a_step_without_a_daemon_waits_and_is_lost(session: Session, daemon: Fak
 @pytest.mark.parametrize(
     "deaths",
     [
-        [m.Ping],
         [m.Exec],
         [m.Sample],
         [m.Exec, m.Hello, m.LoadModel, m.ReserveMemory, m.CreateCache],
@@ -159,12 +166,17 @@ def test_a_daemon_may_die_at_every_message(
     daemon.script.die_at = list(deaths)
     step = submit(session, exec_of(sample_follows=True))
     session.sample(step, None)
-    if deaths == [m.Ping]:
-        assert isinstance(wait(step), m.StepResult)
-        until(lambda: daemon.count(m.CreateCache) == 2)
-        step = submit(session, exec_of(new=False, computed=3))
-    assert wait(step) == Lost(1, num_crashes=0 if deaths == [m.Ping] else 1)
+    assert wait(step) == Lost(1, num_crashes=1)
     assert daemon.num_restarts == len(deaths)
+    assert isinstance(wait(submit(session, exec_of(), generation=1)), m.StepResult)
+
+
+def test_a_daemon_may_die_at_a_heartbeat(session: Session, daemon: FakeDaemon) -> None:
+    wait(submit(session, exec_of()))
+    daemon.script.die_at = [m.Ping]
+    until(lambda: daemon.count(m.CreateCache) == 2)
+    assert wait(submit(session, exec_of(new=False, computed=3))) == Lost(1, num_crashes=0)
+    assert daemon.num_restarts == 1
     assert isinstance(wait(submit(session, exec_of(), generation=1)), m.StepResult)
 
 
@@ -226,7 +238,7 @@ def test_an_idle_session_keeps_its_lease(session: Session, daemon: FakeDaemon) -
 
 
 def test_a_silent_daemon_is_lost(daemon: FakeDaemon, endpoint: str) -> None:
-    daemon.script.lease_ms = 400
+    daemon.script.lease_ms = 1500
     session = new_session(endpoint)
     session.open()
     set_up(session)
@@ -237,7 +249,7 @@ def test_a_silent_daemon_is_lost(daemon: FakeDaemon, endpoint: str) -> None:
     assert wait(step) == Lost(1, num_crashes=1)
     # It was the same one all along, and the session that it has lost is closed.
     until(lambda: len(daemon.sessions) == 1)
-    assert daemon.count(m.Goodbye) == 1
+    assert daemon.count(m.Goodbye) >= 1
     session.close()
 
 
@@ -255,7 +267,7 @@ def test_the_wait_for_a_daemon_has_an_end(daemon: FakeDaemon, endpoint: str) -> 
         DaemonUnavailable, match=r"for 0.3 s .*was lost \(the daemon closed .*AUTOSTART=0"
     ):
         wait(step)
-    assert failed.wait(5)
+    assert failed.wait(60)
     with pytest.raises(DaemonUnavailable):
         wait(submit(session, exec_of()))
     late = threading.Event()
