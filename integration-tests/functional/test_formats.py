@@ -110,6 +110,15 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(
     ReferenceModel(folder).assert_greedy(prompt, answers[name]["token_ids"], tie=TIE)
 
 
+def test_the_log_says_what_a_conversion_costs(answers: dict[str, Any]) -> None:
+    (line,) = re.findall(r'weights were converted from="Q6_K".*', answers["gemma-gguf"]["daemon"])
+    told = re.search(r"stored_bytes=(\d+) held_bytes=(\d+) precision=\"weights are rounded", line)
+    assert told is not None, line
+    stored, held = map(int, told.groups())
+    # From 6.6 bits a weight to 9.
+    assert held / stored == pytest.approx(9 / (210 * 8 / 256), rel=1e-3)
+
+
 def test_converted_weights_are_the_same(answers: dict[str, Any], baseline: Any) -> None:
     prompt = answers["torch"]["prompt_token_ids"]
     assert baseline.greedy([prompt], 12) == [answers["torch"]["token_ids"]]
