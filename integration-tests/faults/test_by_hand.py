@@ -29,7 +29,7 @@ def test_streams_wait_for_a_daemon_that_is_started_by_hand(
         "--generation-config=vllm",
     )
     own = "--scheduler-cls=vllm.v1.core.sched.async_scheduler.AsyncScheduler"
-    variables = {"METAL_RPC_AUTOSTART": "0", "METAL_RPC_RECOVERY_TIMEOUT_S": "30"}
+    variables = {"METAL_RPC_AUTOSTART": "0", "METAL_RPC_RECOVERY_TIMEOUT_S": "20"}
     daemon = Daemon(folder)
     daemon.start()
     with Server(model, folder, *flags, own, **variables) as server:

@@ -10,6 +10,7 @@ from framework.greedy import generate
 
 _PROMPT: Final = [5, 17, 200, 31, 8, 9]
 _NUM_TOKENS: Final = 8
+_TIMEOUT_S: Final = 60.0
 
 
 class Bystander:
@@ -38,6 +39,13 @@ class Bystander:
     def forget_times(self) -> None:
         """Begins to measure its rounds anew."""
         self.round_s = []
+
+    def wait_for_rounds(self, num_rounds: int) -> None:
+        """Waits until it has done so many rounds."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while self.num_rounds < num_rounds and self._failure is None:
+            assert time.monotonic() < deadline, "the bystander stands still"
+            time.sleep(0.02)
 
     def _run(self) -> None:
         try:
