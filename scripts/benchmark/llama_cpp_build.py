@@ -6,8 +6,9 @@ the other instructions are named one by one.
 """
 
 import platform
-from pathlib import Path
 from typing import Final
+
+from benchmark.machine import cpu_flags
 
 _LIBRARY_ALONE: Final = (
     "-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF "
@@ -32,15 +33,8 @@ def cmake_arguments() -> str:
     """The options of its build."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"-DGGML_NATIVE=ON {_LIBRARY_ALONE}"
-    flags = _cpu_flags()
+    flags = cpu_flags()
     if "amx_tile" not in flags:
         return f"-DGGML_NATIVE=ON {_LIBRARY_ALONE}"
     named = (f"-DGGML_{option}=ON" for option, flag in _INSTRUCTIONS.items() if flag in flags)
     return f"-DGGML_NATIVE=OFF {' '.join(named)} {_LIBRARY_ALONE}"
-
-
-def _cpu_flags() -> set[str]:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.split())
-    return set()

@@ -99,6 +99,16 @@ def _product_rate(product: Callable[[], object]) -> float:
     return 2 * _ROWS * _SIZE * _SIZE / statistics.median(times)
 
 
+def cpu_flags() -> set[str]:
+    """What Linux says that the CPU has; nothing elsewhere."""
+    if sys.platform != "linux":
+        return set()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split())
+    return set()
+
+
 def _cpu() -> str:
     if sys.platform == "darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
