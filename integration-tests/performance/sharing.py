@@ -45,9 +45,8 @@ def throughput(model: Path) -> None:
         for name, counts in {"one at 16": [16], "two at 8": [8, 8]}.items():
             with _daemon() as daemon:
                 loads = [_decoding(daemon, model, count) for count in counts]
-                measured = _measure(loads)
+                measured, report = _measure(daemon, loads)
                 rates[name].append(sum(load["tokens_per_s"] for load in measured))
-                report = daemon.status()
                 footprints[name] = report["footprint_bytes"]
                 (loaded,) = report["models"]
                 assert loaded["sessions"] == len(counts)
@@ -61,7 +60,7 @@ def throughput(model: Path) -> None:
 def light(model: Path) -> None:
     """One stream beside 32 with long prompts, with and without turns."""
     with _daemon() as daemon:
-        (alone,) = _measure([Load(_frontend(daemon, model, 0.2), **LIGHT)])
+        (alone,), _ = _measure(daemon, [Load(_frontend(daemon, model, 0.2), **LIGHT)])
     fair_half_ms = 2 * alone["median_ms"]
     print(f"light beside heavy, {model.name}, ms a token: median [p90 max]")
     print(f"  alone            {_times(alone)}; a fair half would be {fair_half_ms:.1f}")
@@ -71,7 +70,7 @@ def light(model: Path) -> None:
                 Load(_frontend(daemon, model, 0.2), **LIGHT),
                 Load(_frontend(daemon, model, 0.5, max_num_batched_tokens=2048), **HEAVY),
             ]
-            few, many = _measure(loads)
+            (few, many), _ = _measure(daemon, loads)
         ratio = few["mean_ms"] / fair_half_ms
         print(
             f"  {name:16} {_times(few)}; mean {few['mean_ms']:.1f} is {ratio:.2f} x a fair half; "
@@ -99,18 +98,20 @@ def _decoding(daemon: Daemon, model: Path, count: int) -> Load:
     return Load(frontend, num_streams=count, prompt_tokens=16, output_tokens=200)
 
 
-def _measure(loads: list[Load]) -> list[dict[str, float]]:
+def _measure(daemon: Daemon, loads: list[Load]) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """What each load measures, and what the daemon says of itself while all of them run."""
     threads = [threading.Thread(target=load.run, daemon=True) for load in loads]
     for thread in threads:
         thread.start()
     time.sleep(WARM_UP_S)
+    report = daemon.status()
     for load in loads:
         load.begin_measuring()
     time.sleep(MEASURED_S)
     measured = [load.end_measuring() for load in loads]
     for thread in threads:
         thread.join()
-    return measured
+    return measured, report
 
 
 def _spread(values: list[float]) -> str:
