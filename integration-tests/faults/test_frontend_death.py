@@ -41,11 +41,12 @@ def test_killed_frontends_leave_nothing_behind(
         before = Footprint.of(own_daemon)
         bystander.forget_times()
         freed_s = []
-        for _ in range(NUM_CYCLES):
+        for number in range(NUM_CYCLES):
             _run_a_cycle(endpoint, tiny("gqa"))
             killed = time.monotonic()
             _wait_until_alone(own_daemon)
             freed_s.append(time.monotonic() - killed)
+            print(f"{number + 1}/{NUM_CYCLES} cycles", flush=True)
         after = wait_until_back(own_daemon, before, MOST_GROWTH_BYTES)
         print(f"\n{NUM_CYCLES} cycles of {NUM_FRONTENDS} frontends killed in the middle of steps")
         print(f"before: {before}\nafter:  {after}")

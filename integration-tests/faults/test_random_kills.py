@@ -46,6 +46,7 @@ def test_kills_at_random_moments(server: Server) -> None:
             time.sleep(chance.uniform(0, LONGEST_WAIT_S))
             kill_whoever_serves(server.folder)
             moments.append(time.monotonic())
+            print(f"{number + 1}/{NUM_KILLS} kills", flush=True)
         streams.wait_until_all_flow()
     print(f"\n{NUM_KILLS} kills (seed {SEED}) under {len(bodies)} streams: 0 failed requests")
     print(f"{streams.num_rounds} answers of {NUM_TOKENS} tokens, each as without a kill")
