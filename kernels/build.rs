@@ -21,6 +21,7 @@ fn main() {
             "primitive/host_kernel.cpp",
             "primitive/memory.cpp",
             "primitive/gpu_kernel.cpp",
+            "primitive/replay.cpp",
         ])
         .warnings(true)
         .extra_warnings(true)
@@ -34,14 +35,22 @@ fn main() {
             "dialect/emulated.cpp",
             "dialect/fiber.cpp",
             "primitive/upload_shared.cpp",
+            "primitive/replay_none.cpp",
         ]);
     } else if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "macos") {
-        build.files(["primitive/launch_metal.cpp", "primitive/upload_shared.cpp"]);
+        build.files([
+            "primitive/launch_metal.cpp",
+            "primitive/upload_shared.cpp",
+            "primitive/replay_none.cpp",
+        ]);
     } else {
         build.files([
             "primitive/launch_cuda.cpp",
             "primitive/compile_cuda.cpp",
             "primitive/upload_cuda.cpp",
+            "primitive/replay_cuda.cpp",
+            "primitive/cuda_driver.cpp",
+            "primitive/cuda_stream.cpp",
         ]);
     }
     let include = env::var_os("DEP_MLX_INCLUDE")

@@ -18,7 +18,6 @@ pub(super) fn argmax(logits: &Array) -> Result<Array> {
         scalars: &[vocab_size.into()],
         groups: [rows, 1, 1],
         threads: threads_for_row(vocab_size),
-        ordered_by: None,
     };
     let output = Output::Fresh {
         shape: &[rows],

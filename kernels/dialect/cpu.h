@@ -35,6 +35,7 @@ struct bf16 {
 };
 
 #define UNROLL
+#define UNROLL_BY(n)
 #define DEV
 #define THREAD
 #define SHARED static thread_local
@@ -43,9 +44,8 @@ struct bf16 {
 #define IN(T, name, i) const T* name
 #define OUT(T, name, i) T* name
 #define VAL(T, name, i) T name
-#define ORDER_IN
-#define ORDER_OUT
 #define KERNEL(NAME, ...) static void NAME(__VA_ARGS__)
+#define KERNEL_SIZED(THREADS_, GROUPS_, NAME, ...) KERNEL(NAME, __VA_ARGS__)
 #define GROUP_X (Group::current().position[0])
 #define GROUP_Y (Group::current().position[1])
 #define GROUP_Z (Group::current().position[2])
@@ -57,16 +57,21 @@ struct bf16 {
 #define LANE_SUM(v) lane_fold(v, [](auto a, auto b) { return a + b; })
 #define LANE_MAX(v) lane_fold(v, [](auto a, auto b) { return b > a ? b : a; })
 #define LANE_XOR(v, mask) lane_xor(v, mask)
+#define LANE_FROM(v, lane) lane_from(v, lane)
 
 template <typename T>
-T lane_xor(T v, int mask) {
+T lane_from(T v, int lane) {
   auto& group = Group::current();
   std::memcpy(&group.exchange[group.thread()], &v, sizeof(T));
   group.lane_barrier();
   T other;
-  std::memcpy(&other, &group.exchange[group.thread() ^ mask], sizeof(T));
+  std::memcpy(&other, &group.exchange[group.thread() / 32 * 32 + lane], sizeof(T));
   group.lane_barrier();
   return other;
+}
+template <typename T>
+T lane_xor(T v, int mask) {
+  return lane_from(v, Group::current().thread() % 32 ^ mask);
 }
 template <typename T, typename F>
 T lane_fold(T v, F fold) {
@@ -97,8 +102,28 @@ typedef uint counter;
 #define COUNTER_ADD(c, v) ((c) += uint(v))
 
 template <typename T>
+struct Eight {
+  T elements[8];
+};
+template <typename T>
+void fetch8(const T* from, Eight<T>& to) {
+  std::memcpy(to.elements, from, sizeof(to));
+}
+template <typename T>
+void clear8(Eight<T>& to) {
+  for (int i = 0; i < 8; i++) to.elements[i] = T(0.0f);
+}
+template <typename T>
+void unpack8(const Eight<T>& from, float* to) {
+  for (int i = 0; i < 8; i++) to[i] = float(from.elements[i]);
+}
+template <typename T>
 void load8(const T* from, float* to) {
   for (int i = 0; i < 8; i++) to[i] = float(from[i]);
+}
+template <typename T>
+void store8(T* to, const float* from) {
+  for (int i = 0; i < 8; i++) to[i] = T(from[i]);
 }
 
 template <typename T>
@@ -130,6 +155,27 @@ template <typename T>
 void set_b(MatrixB<T>& b, int k, T first, T second) {
   b.elements[2 * k] = float(first);
   b.elements[2 * k + 1] = float(second);
+}
+// Eight columns of 16 elements, each contiguous in memory of the threadgroup; 16 rows of eight.
+template <typename T>
+void load_b_columns(MatrixB<T>& b, const T* from, int stride, int lane) {
+  for (int k = 0; k < 2; k++) {
+    set_b(
+        b,
+        k,
+        from[B_N(lane, 0) * stride + 8 * k + B_K(lane, 0)],
+        from[B_N(lane, 1) * stride + 8 * k + B_K(lane, 1)]);
+  }
+}
+template <typename T>
+void load_b_rows(MatrixB<T>& b, const T* from, int stride, int lane) {
+  for (int k = 0; k < 2; k++) {
+    set_b(
+        b,
+        k,
+        from[(8 * k + B_K(lane, 0)) * stride + B_N(lane, 0)],
+        from[(8 * k + B_K(lane, 1)) * stride + B_N(lane, 1)]);
+  }
 }
 template <typename T>
 void multiply_add(float* sum, MatrixA<T>& a, MatrixB<T>& b) {

@@ -4,6 +4,7 @@
 #define __global__ __attribute__((global))
 #define __device__ __attribute__((device))
 #define __shared__ __attribute__((shared))
+#define __launch_bounds__(...) __attribute__((launch_bounds(__VA_ARGS__)))
 #define CUDA_FORCE_INLINE inline __attribute__((always_inline))
 #else
 #define CUDA_FORCE_INLINE __forceinline__
@@ -42,6 +43,8 @@ struct bf16 {
 };
 
 #define UNROLL _Pragma("unroll")
+#define PRAGMA_(text) _Pragma(#text)
+#define UNROLL_BY(n) PRAGMA_(unroll n)
 #define INFINITY as_float_(0x7f800000u)
 #define DEV
 #define THREAD
@@ -50,9 +53,9 @@ struct bf16 {
 #define IN(T, name, i) const T* __restrict__ name
 #define OUT(T, name, i) T* name
 #define VAL(T, name, i) const T name
-#define ORDER_IN , const void* after_
-#define ORDER_OUT , void* done_
 #define KERNEL(NAME, ...) extern "C" __global__ void NAME(__VA_ARGS__)
+#define KERNEL_SIZED(THREADS_, GROUPS_, NAME, ...) \
+  extern "C" __global__ void __launch_bounds__(THREADS_, GROUPS_) NAME(__VA_ARGS__)
 
 FN uint special_(int which) {
   uint v = 0;
@@ -102,6 +105,14 @@ FN T lane_max_(T v) {
 #define LANE_SUM(v) lane_sum_(v)
 #define LANE_MAX(v) lane_max_(v)
 #define LANE_XOR(v, mask) lane_xor_(v, mask)
+FN float lane_from_(float v, int lane) {
+  float other;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, 0x1f, 0xffffffff;"
+               : "=f"(other)
+               : "f"(v), "r"(lane));
+  return other;
+}
+#define LANE_FROM(v, lane) lane_from_(v, lane)
 
 #if defined(__clang__)
 extern "C" __device__ float expf(float);
@@ -153,28 +164,59 @@ FN uint counter_add_(uint* c, uint v) {
 struct alignas(16) words4_ {
   uint w[4];
 };
-FN void load8(const float* from, float* to) {
-  for (int half_ = 0; half_ < 2; half_++) {
-    words4_ words = reinterpret_cast<const words4_*>(from)[half_];
-    for (int i = 0; i < 4; i++) to[4 * half_ + i] = as_float_(words.w[i]);
+// Eight elements as they are stored.
+template <typename T>
+struct Eight {
+  words4_ words[sizeof(T) / 2];
+};
+template <typename T>
+FN void fetch8(const T* from, Eight<T>& to) {
+  for (int i = 0; i < int(sizeof(T) / 2); i++) {
+    to.words[i] = reinterpret_cast<const words4_*>(from)[i];
   }
 }
-FN void load8(const bf16* from, float* to) {
-  words4_ words = *reinterpret_cast<const words4_*>(from);
+template <typename T>
+FN void clear8(Eight<T>& to) {
+  for (int i = 0; i < int(sizeof(T) / 2); i++) to.words[i] = {};
+}
+FN void unpack8(const Eight<float>& from, float* to) {
+  for (int i = 0; i < 8; i++) to[i] = as_float_(from.words[i / 4].w[i % 4]);
+}
+FN void unpack8(const Eight<bf16>& from, float* to) {
   for (int i = 0; i < 4; i++) {
-    to[2 * i] = as_float_(words.w[i] << 16);
-    to[2 * i + 1] = as_float_(words.w[i] & 0xffff0000u);
+    to[2 * i] = as_float_(from.words[0].w[i] << 16);
+    to[2 * i + 1] = as_float_(from.words[0].w[i] & 0xffff0000u);
   }
 }
-FN void load8(const half* from, float* to) {
-  words4_ words = *reinterpret_cast<const words4_*>(from);
+FN void unpack8(const Eight<half>& from, float* to) {
   for (int i = 0; i < 4; i++) {
     half low, high;
-    low.bits = ushort(words.w[i] & 0xffffu);
-    high.bits = ushort(words.w[i] >> 16);
+    low.bits = ushort(from.words[0].w[i] & 0xffffu);
+    high.bits = ushort(from.words[0].w[i] >> 16);
     to[2 * i] = float(low);
     to[2 * i + 1] = float(high);
   }
+}
+template <typename T>
+FN void load8(const T* from, float* to) {
+  Eight<T> eight;
+  fetch8(from, eight);
+  unpack8(eight, to);
+}
+FN void store8(float* to, const float* from) {
+  for (int i = 0; i < 2; i++) {
+    words4_ words;
+    for (int j = 0; j < 4; j++) words.w[j] = as_uint_(from[4 * i + j]);
+    reinterpret_cast<words4_*>(to)[i] = words;
+  }
+}
+template <typename T>
+FN void store8(T* to, const float* from) {
+  words4_ words;
+  for (int i = 0; i < 4; i++) {
+    words.w[i] = uint(T(from[2 * i]).bits) | uint(T(from[2 * i + 1]).bits) << 16;
+  }
+  *reinterpret_cast<words4_*>(to) = words;
 }
 
 // Eight elements of two bytes, or zeros, from an address that is a multiple of their size.
@@ -190,8 +232,6 @@ FN void copy8(const T* from, long at, bool exists, T* to) {
 #define FRAG_ROW(lane) ((lane) / 4)
 #define FRAG_COL(lane) ((lane) % 4 * 2)
 #define FRAG_ROW_MASKS {1, 2}
-#define B_K(lane, e) (FRAG_COL(lane) + (e))
-#define B_N(lane, e) FRAG_ROW(lane)
 template <typename T>
 struct MatrixA {
   uint pairs[4];
@@ -206,9 +246,21 @@ FN void set_a(MatrixA<bf16>& a, int row, int k, float first, float second) {
 FN void set_a(MatrixA<half>& a, int row, int k, float first, float second) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(a.pairs[2 * k + row]) : "f"(second), "f"(first));
 }
+// Eight columns of 16 elements, each contiguous in memory of the threadgroup; 16 rows of eight.
 template <typename T>
-FN void set_b(MatrixB<T>& b, int k, T first, T second) {
-  b.pairs[k] = uint(first.bits) | uint(second.bits) << 16;
+FN void load_b_columns(MatrixB<T>& b, const T* from, int stride, int lane) {
+  const T* at = from + lane / 4 * stride + lane % 4 * 2;
+  b.pairs[0] = *reinterpret_cast<const uint*>(at);
+  b.pairs[1] = *reinterpret_cast<const uint*>(at + 8);
+}
+template <typename T>
+FN void load_b_rows(MatrixB<T>& b, const T* from, int stride, int lane) {
+  word64 address;
+  asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(from + lane % 16 * stride));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(b.pairs[0]), "=r"(b.pairs[1])
+               : "l"(address)
+               : "memory");
 }
 #define MULTIPLY_ADD(T, TYPE)                                                     \
   FN void multiply_add(float* sum, MatrixA<T>& a, MatrixB<T>& b) {                \

@@ -11,17 +11,19 @@ typedef ulong word64;
 #define SHARED_PTR threadgroup
 #define FN METAL_FUNC
 #define UNROLL _Pragma("unroll")
+#define PRAGMA_(text) _Pragma(#text)
+#define UNROLL_BY(n) PRAGMA_(unroll n)
 #define IN(T, name, i) const device T* name [[buffer(i)]]
 #define OUT(T, name, i) device T* name [[buffer(i)]]
 #define VAL(T, name, i) constant T& name [[buffer(i)]]
-#define ORDER_IN
-#define ORDER_OUT
 #define KERNEL(NAME, ...)                                \
   kernel void NAME(                                      \
       __VA_ARGS__,                                       \
       uint3 group_ [[threadgroup_position_in_grid]],     \
       uint3 size_ [[threads_per_threadgroup]],           \
       uint local_ [[thread_index_in_threadgroup]])
+#define KERNEL_SIZED(THREADS_, GROUPS_, NAME, ...) \
+  [[max_total_threads_per_threadgroup(THREADS_)]] KERNEL(NAME, __VA_ARGS__)
 #define GROUP_X int(group_.x)
 #define GROUP_Y int(group_.y)
 #define GROUP_Z int(group_.z)
@@ -33,6 +35,7 @@ typedef ulong word64;
 #define LANE_SUM(v) simd_sum(v)
 #define LANE_MAX(v) simd_max(v)
 #define LANE_XOR(v, mask) simd_shuffle_xor(v, ushort(mask))
+#define LANE_FROM(v, lane) simd_shuffle(v, ushort(lane))
 
 #define EXP(v) precise::exp(v)
 #define EXP2(v) exp2(v)
@@ -49,15 +52,46 @@ typedef atomic_uint counter;
 #define COUNTER_GET(c) atomic_load_explicit(&(c), memory_order_relaxed)
 #define COUNTER_ADD(c, v) atomic_fetch_add_explicit(&(c), uint(v), memory_order_relaxed)
 
-// Eight elements from an address that is a multiple of their size.
+// Eight elements as they are stored.
+template <typename T>
+struct Eight {
+  vec<T, 4> quads[2];
+};
+template <typename T>
+FN void fetch8(const device T* from, thread Eight<T>& to) {
+  const device vec<T, 4>* quads = reinterpret_cast<const device vec<T, 4>*>(from);
+  to.quads[0] = quads[0];
+  to.quads[1] = quads[1];
+}
+template <typename T>
+FN void clear8(thread Eight<T>& to) {
+  for (int i = 0; i < 8; i++) {
+    to.quads[i / 4][i % 4] = T(0.0f);
+  }
+}
+template <typename T>
+FN void unpack8(thread const Eight<T>& from, thread float* to) {
+  for (int i = 0; i < 8; i++) {
+    to[i] = float(from.quads[i / 4][i % 4]);
+  }
+}
+
+// Eight elements from and to an address that is a multiple of their size.
 template <typename T>
 FN void load8(const device T* from, thread float* to) {
-  const device vec<T, 4>* quads = reinterpret_cast<const device vec<T, 4>*>(from);
+  Eight<T> eight;
+  fetch8(from, eight);
+  unpack8(eight, to);
+}
+template <typename T>
+FN void store8(device T* to, thread const float* from) {
+  device vec<T, 4>* quads = reinterpret_cast<device vec<T, 4>*>(to);
   for (int half_ = 0; half_ < 2; half_++) {
-    vec<T, 4> quad = quads[half_];
+    vec<T, 4> quad;
     for (int i = 0; i < 4; i++) {
-      to[4 * half_ + i] = float(quad[i]);
+      quad[i] = T(from[4 * half_ + i]);
     }
+    quads[half_] = quad;
   }
 }
 
@@ -96,6 +130,27 @@ template <typename T>
 FN void set_b(thread MatrixB<T>& b, int k, T first, T second) {
   b.blocks[k].thread_elements()[0] = float(first);
   b.blocks[k].thread_elements()[1] = float(second);
+}
+// Eight columns of 16 elements, each contiguous in memory of the threadgroup; 16 rows of eight.
+template <typename T>
+FN void load_b_columns(thread MatrixB<T>& b, const threadgroup T* from, int stride, int lane) {
+  for (int k = 0; k < 2; k++) {
+    set_b(
+        b,
+        k,
+        from[B_N(lane, 0) * stride + 8 * k + B_K(lane, 0)],
+        from[B_N(lane, 1) * stride + 8 * k + B_K(lane, 1)]);
+  }
+}
+template <typename T>
+FN void load_b_rows(thread MatrixB<T>& b, const threadgroup T* from, int stride, int lane) {
+  for (int k = 0; k < 2; k++) {
+    set_b(
+        b,
+        k,
+        from[(8 * k + B_K(lane, 0)) * stride + B_N(lane, 0)],
+        from[(8 * k + B_K(lane, 1)) * stride + B_N(lane, 1)]);
+  }
 }
 template <typename T>
 FN void multiply_add(thread float* sum, thread MatrixA<T>& a, thread MatrixB<T>& b) {

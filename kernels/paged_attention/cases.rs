@@ -57,6 +57,7 @@ pub(crate) fn cases() -> Vec<Case> {
     for seq_len in [15, 16, 17, 255, 256, 257, 511, 512, 513, 800] {
         cases.push(case(&[(1, seq_len), (2, seq_len)]));
     }
+    cases.extend(long_cases());
     cases.push(case(&[(300, 300)]));
     cases.push(case(&[(20, 270), (1, 600), (64, 520), (7, 7)]));
     for window in [1, 2, 16, 100, 256, 300, 10_000] {
@@ -94,5 +95,30 @@ pub(crate) fn cases() -> Vec<Case> {
         padding: 2,
         ..case(&[])
     });
+    cases
+}
+
+/// Contexts to 33,000 tokens, around the ends of a GPU's pieces; of one head, so that they stay cheap.
+fn long_cases() -> Vec<Case> {
+    let of_one_head = |requests: &[(usize, usize)]| Case {
+        num_heads: 1,
+        num_kv_heads: 1,
+        ..case(requests)
+    };
+    let powers = [64, 128, 1024, 4096, 8192, 16_384, 32_768];
+    let mut cases: Vec<Case> = powers
+        .iter()
+        .map(|power| of_one_head(&[power - 1, *power, power + 1].map(|seq_len| (1, seq_len))))
+        .collect();
+    for (query_len, seq_len, sliding_window) in [
+        (1, 33_000, None),
+        (2, 33_000, Some(20_000)),
+        (65, 4097, None),
+    ] {
+        cases.push(Case {
+            sliding_window,
+            ..of_one_head(&[(query_len, seq_len)])
+        });
+    }
     cases
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Fewest keys of a piece: a shorter one is not worth its merging.
-const MIN_PIECE: i32 = 256;
+const MIN_PIECE: i32 = 64;
 
 /// Pieces end at multiples of this, the keys that a threadgroup takes at once.
 const PIECE_STEP: i32 = 64;
@@ -164,7 +164,6 @@ fn tiles(
             1,
         ],
         threads: THREADS,
-        ordered_by: Some(1),
     };
     let output = Output::Fresh {
         shape: query.shape(),
@@ -211,7 +210,6 @@ fn rows(
         scalars: &constants,
         groups: [pieces.count, heads.groups, query.dim(0)],
         threads: THREADS,
-        ordered_by: Some(1),
     };
     // One of the two stays empty, but every parameter of a kernel needs an array.
     let is_whole = pieces.count == 1;
@@ -279,7 +277,6 @@ fn merge(
         ],
         groups: [int(node.num_heads), query.dim(0), 1],
         threads: THREADS,
-        ordered_by: None,
     };
     let sinks = params.sinks.as_ref().unwrap_or(partial);
     let output = Output::Fresh {

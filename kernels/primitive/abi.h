@@ -60,7 +60,6 @@ struct metal_rpc_launch {
   size_t num_scalars;
   int groups[3];
   int threads;
-  int ordered_by;
 };
 
 // All functions return null, or the reason of the failure: owned by the calling thread and valid
@@ -81,12 +80,42 @@ const char* metal_rpc_add_launch(
     mlx_array* results,
     size_t num_outputs,
     mlx_stream stream);
+const char* metal_rpc_upload(
+    mlx_array* result,
+    bool* is_uploaded,
+    const int* values,
+    const int* shape,
+    size_t ndim,
+    mlx_stream stream);
 const char* metal_rpc_pinned_array(
     mlx_array* result,
     bool* is_pinned,
-    const int* values,
     const int* shape,
     size_t ndim);
+const char* metal_rpc_part(
+    mlx_array* result,
+    mlx_array array,
+    size_t first,
+    const int* shape,
+    size_t ndim);
+// A recording, or null where nothing can be recorded: see replay.h.
+const char* metal_rpc_new_recording(void** result, size_t num_numbers, mlx_stream stream);
+void metal_rpc_free_recording(void* recording);
+const char* metal_rpc_recording_numbers(mlx_array* result, void* recording);
+const char* metal_rpc_record(
+    bool* is_complete,
+    void* recording,
+    const int* values,
+    const mlx_array* outputs,
+    size_t num_outputs,
+    mlx_array* results,
+    size_t num_results);
+const char* metal_rpc_replay(
+    void* recording,
+    const int* values,
+    mlx_array* results,
+    size_t num_results);
+const char* metal_rpc_rehearse(mlx_stream stream);
 const char* metal_rpc_is_gpu(bool* result, mlx_stream stream);
 const char* metal_rpc_gpu_memory(size_t* size_bytes);
 const char* metal_rpc_reserve(

@@ -92,7 +92,6 @@ extern "C" const char* metal_rpc_add_launch(
     }
     std::copy(raw->groups, raw->groups + 3, launch.groups);
     launch.threads = raw->threads;
-    launch.ordered_by = raw->ordered_by;
 
     std::vector<mx::array> in;
     in.reserve(num_inputs);
@@ -140,14 +139,30 @@ extern "C" const char* metal_rpc_gpu_memory(size_t* size_bytes) {
   });
 }
 
+extern "C" const char* metal_rpc_upload(
+    mlx_array* result,
+    bool* is_uploaded,
+    const int* values,
+    const int* shape,
+    size_t ndim,
+    mlx_stream stream) {
+  return guard([&] {
+    auto array =
+        metal_rpc::uploaded(values, mx::Shape(shape, shape + ndim), mlx_stream_get_(stream));
+    *is_uploaded = array.has_value();
+    if (array) {
+      mlx_array_set_(*result, std::move(*array));
+    }
+  });
+}
+
 extern "C" const char* metal_rpc_pinned_array(
     mlx_array* result,
     bool* is_pinned,
-    const int* values,
     const int* shape,
     size_t ndim) {
   return guard([&] {
-    auto array = metal_rpc::pinned_array(values, mx::Shape(shape, shape + ndim));
+    auto array = metal_rpc::pinned_array(nullptr, mx::Shape(shape, shape + ndim));
     *is_pinned = array.has_value();
     if (array) {
       mlx_array_set_(*result, std::move(*array));

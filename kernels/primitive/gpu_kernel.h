@@ -23,9 +23,6 @@ struct Launch {
   std::vector<Scalar> scalars;
   int groups[3];
   int threads;
-  // The input whose memory is written in place, here or by others: launches that name it run in
-  // the order of the graph. Negative if there is none.
-  int ordered_by;
   // By output: the input whose memory it is, or a negative number for fresh memory.
   std::vector<int> alias_of;
 

@@ -1,12 +1,12 @@
 // Kernels of the dialect on MLX's CUDA backend.
 //
-// MLX exports no way to put a node of one's own into its CUDA graphs, but its primitive for
+// MLX exports no way to launch a kernel of one's own on its streams, but its primitive for
 // precompiled kernels does that for fresh outputs. A launch here is a call of that primitive, from
-// inside ours. It cannot know of memory that is written in place, so launches that share such
-// memory are chained: each has a fresh word as an additional output, which is an additional input
-// of the next one. Kernels ignore both.
+// inside ours. It does not know of memory that is written in place, and need not: its graphs are off
+// (cuda_stream.cpp), so a stream runs what is launched on it in order.
 
 #include "compile_cuda.h"
+#include "cuda_stream.h"
 #include "gpu_kernel.h"
 
 #include <cstring>
@@ -66,24 +66,17 @@ mx::Primitive& primitive_of(const Launch& launch, mx::Stream stream, size_t num_
   return *made.emplace(std::move(key), arrays[0].primitive_ptr()).first->second;
 }
 
-// MLX ends a CUDA graph when its inputs add up to a gigabyte. A cache is larger than that, and a step
-// touches a few dozen of them, but little of each.
-constexpr size_t kMaxCountedElements = 1 << 26;
+// MLX commits when it has launched this many nodes, and is at most ten commits ahead of the GPU.
+// Memory is used again when what was committed with it has run, so large outputs count as more.
+constexpr int kNodesOfCommit = 100;
+constexpr size_t kBytesOfCommit = 256 << 20;
 
-// The same memory, as an array of one element.
-mx::array uncounted(const mx::array& array) {
-  mx::array first(mx::Shape{1}, array.dtype(), nullptr, {});
-  mx::array::Flags flags;
-  flags.contiguous = flags.row_contiguous = flags.col_contiguous = true;
-  first.copy_shared_buffer(array, {1}, flags, 1);
-  return first;
-}
-
-// The word that the last launch on this memory has as its additional output.
-mx::array& last_word(const mx::array& memory) {
-  static thread_local auto& words = *new std::unordered_map<const void*, mx::array>;
-  static thread_local auto& first = *new mx::array(0);
-  return words.try_emplace(memory.buffer().ptr(), first).first->second;
+void count_memory(mx::Stream stream, const std::vector<mx::array>& outputs) {
+  size_t size_bytes = 0;
+  for (auto& output : outputs) {
+    size_bytes += output.nbytes();
+  }
+  command_encoder(stream).node_count += size_bytes / (kBytesOfCommit / kNodesOfCommit);
 }
 
 } // namespace
@@ -96,10 +89,7 @@ void launch(
   if (stream.device != mx::Device::gpu) {
     throw std::invalid_argument("kernel " + launch.name + " was put on a CPU stream");
   }
-  std::vector<mx::array> in, fresh;
-  for (auto& input : inputs) {
-    in.push_back(input.data_size() > kMaxCountedElements ? uncounted(input) : input);
-  }
+  std::vector<mx::array> fresh;
   for (size_t i = 0; i < outputs.size(); i++) {
     if (int input = launch.alias_of[i]; input >= 0) {
       outputs[i].copy_shared_buffer(inputs[input]);
@@ -114,15 +104,8 @@ void launch(
     }
     return;
   }
-  if (launch.ordered_by < 0) {
-    primitive_of(launch, stream, in.size()).eval_gpu(in, fresh);
-    return;
-  }
-  auto& word = last_word(inputs[launch.ordered_by]);
-  in.push_back(word);
-  fresh.push_back(mx::array(mx::Shape{1}, mx::int32, nullptr, {}));
-  primitive_of(launch, stream, in.size()).eval_gpu(in, fresh);
-  word = fresh.back();
+  primitive_of(launch, stream, inputs.size()).eval_gpu(inputs, fresh);
+  count_memory(stream, fresh);
 }
 
 } // namespace metal_rpc

@@ -13,12 +13,11 @@
 #include "abi.h"
 #include "guard.h"
 #include "mlx/backend/gpu/device_info.h"
-#include "mlx/backend/metal/metal.h"
 #include "mlx/c/private/array.h"
 #include "mlx/c/private/enums.h"
-#include "mlx/memory.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
+#include "upload.h"
 
 namespace mx = mlx::core;
 
@@ -85,14 +84,6 @@ mx::array host_zeros(const mx::Shape& shape, mx::Dtype dtype) {
   return array;
 }
 
-// With CUDA: a copy in the GPU's own memory. The bits of the elements pass through an operation that
-// keeps them, because MLX's copy would share the memory.
-mx::array in_gpu_memory(const mx::array& array) {
-  const auto bits = array.itemsize() == 4 ? mx::uint32 : array.itemsize() == 2 ? mx::uint16 : mx::uint8;
-  auto moved = mx::view(mx::bitwise_or(mx::view(array, bits), mx::array(0, bits)), array.dtype());
-  mx::eval(moved);
-  return moved;
-}
 
 } // namespace
 
@@ -121,6 +112,11 @@ metal_rpc_host_array(mlx_array* result, const int* dims, size_t ndim, mlx_dtype 
   return guard([&] {
     mx::Shape shape(dims, dims + ndim);
     auto type = mlx_dtype_to_cpp(dtype);
+    checked_size_bytes(shape, type);
+    if (auto staging = metal_rpc::staging_array(shape, type)) {
+      mlx_array_set_(*result, std::move(*staging));
+      return;
+    }
     // What the memory looks like is the allocator's choice, and MLX has one for the process.
     const bool has_gpu = mx::gpu::is_available();
     mlx_array_set_(*result, has_gpu ? host_zeros(shape, type) : reserve_host(shape, type));
@@ -130,12 +126,7 @@ metal_rpc_host_array(mlx_array* result, const int* dims, size_t ndim, mlx_dtype 
 extern "C" const char* metal_rpc_to_device(mlx_array* result, mlx_array handle) {
   return guard([&] {
     auto& array = mlx_array_get_(handle);
-    const bool is_cuda = mx::default_device() == mx::Device::gpu && !mx::metal::is_available();
-    mlx_array_set_(*result, is_cuda && array.size() > 0 ? in_gpu_memory(array) : array);
-    if (is_cuda) {
-      // MLX would keep the host's copy for later allocations on the device.
-      mx::clear_cache();
-    }
+    mlx_array_set_(*result, metal_rpc::in_device_memory(array).value_or(array));
   });
 }
 
@@ -152,6 +143,29 @@ extern "C" const char* metal_rpc_reader(mlx_array* result, mlx_array handle) {
     reader.attach_event(array.event());
     reader.set_status(array.status());
     mlx_array_set_(*result, std::move(reader));
+  });
+}
+
+extern "C" const char* metal_rpc_part(
+    mlx_array* result,
+    mlx_array handle,
+    size_t first,
+    const int* dims,
+    size_t ndim) {
+  return guard([&] {
+    auto& array = mlx_array_get_(handle);
+    mx::array part(mx::Shape(dims, dims + ndim), array.dtype(), nullptr, {});
+    if (array.status() == mx::array::Status::unscheduled || !array.flags().row_contiguous ||
+        first + part.size() > array.size()) {
+      throw std::invalid_argument("array has no such part, or none before it is evaluated");
+    }
+    // The strides of a fresh array are those of row order.
+    part.copy_shared_buffer(array, part.strides(), array.flags(), part.size(), first);
+    if (array.event().valid()) {
+      part.attach_event(array.event());
+    }
+    part.set_status(array.status());
+    mlx_array_set_(*result, std::move(part));
   });
 }
 

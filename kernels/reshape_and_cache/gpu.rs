@@ -23,7 +23,6 @@ pub(super) fn reshape_and_cache(
         scalars: &[int(node.row).into(), int(node.num_slots).into()],
         groups: [inputs[2].dim(0), 1, 1],
         threads: 128,
-        ordered_by: Some(3),
     };
     launch.add(
         inputs,

@@ -25,7 +25,6 @@ pub(super) fn rms_norm(
         scalars: &[dim.into(), node.eps.into()],
         groups: [int(x.size()) / dim.max(1), 1, 1],
         threads: threads_for_row(dim),
-        ordered_by: None,
     };
     let output = Output::Fresh {
         shape: x.shape(),

@@ -11,8 +11,17 @@ use crate::{
     rope::RopePairing,
 };
 
-/// Heads of a threadgroup, 32 threads each.
-const HEADS: i32 = 4;
+/// Rows of 32 threads of a threadgroup.
+const ROWS: i32 = 4;
+
+/// Heads that a row of threads does: several where there is more than enough to do, because angles
+/// take longer than heads.
+fn heads_of_row(num_tokens: i32) -> (&'static str, i32) {
+    match num_tokens {
+        0..256 => ("1", 1),
+        _ => ("4", 4),
+    }
+}
 
 /// What goes into the kernel, as the safe face has checked it.
 pub(super) struct Inputs<'a> {
@@ -46,6 +55,7 @@ pub(super) fn rope_and_cache(
         None => (qkv, qkv),
     };
     let (norm_type, eps) = node.norm.unwrap_or((node.cache, 0.0));
+    let (each, heads) = heads_of_row(qkv.dim(0));
     let launch = Launch {
         kernel: "rope_and_cache",
         sources: &[SOURCE],
@@ -53,15 +63,15 @@ pub(super) fn rope_and_cache(
             ("X", word(x_type)),
             ("W", word(norm_type)),
             ("C", word(node.cache)),
+            ("EACH", each),
         ],
         scalars: &scalars(&node, params, eps),
         groups: [
-            groups_of(int(node.num_heads + 2 * node.num_kv_heads), HEADS),
+            groups_of(int(node.num_heads + 2 * node.num_kv_heads), ROWS * heads),
             qkv.dim(0),
             1,
         ],
-        threads: HEADS * 32,
-        ordered_by: Some(6),
+        threads: ROWS * 32,
     };
     let shape = [qkv.dim(0), params.num_heads, int(node.head_dim)];
     launch.add(
@@ -117,10 +127,11 @@ pub(crate) fn rope(
     let (num_heads, head_dim) = (x.dim(1), x.dim(2));
     let interleaved = i32::from(pairing == RopePairing::Interleaved);
     let x_word = word(x_type);
+    let (each, heads) = heads_of_row(x.dim(0));
     let launch = Launch {
         kernel: "rope_and_cache",
         sources: &[SOURCE],
-        words: &[("X", x_word), ("W", x_word), ("C", x_word)],
+        words: &[("X", x_word), ("W", x_word), ("C", x_word), ("EACH", each)],
         scalars: &[
             num_heads.into(),
             0.into(),
@@ -132,10 +143,8 @@ pub(crate) fn rope(
             0.into(),
             0.0.into(),
         ],
-        groups: [groups_of(num_heads, HEADS), x.dim(0), 1],
-        threads: HEADS * 32,
-        // No memory is written in place, but the kernel has the parameters for it.
-        ordered_by: Some(0),
+        groups: [groups_of(num_heads, ROWS * heads), x.dim(0), 1],
+        threads: ROWS * 32,
     };
     let output = Output::Fresh {
         shape: x.shape(),

@@ -5,18 +5,11 @@
 
 use mlx_rs::{Array, Dtype};
 
-use super::{SampleBatch, SampleParams};
 use crate::{
     error::Result,
     ffi::Output,
     gpu::{Launch, dialect_source, threads_for_row},
 };
-
-/// Whether every row can be sampled here.
-pub(super) fn can_sample(batch: &SampleBatch) -> bool {
-    let can = |row: &SampleParams| row.keeps_logits() && !row.is_scored() && row.traced.is_none();
-    batch.rows.iter().all(can)
-}
 
 /// `logits` `[rows, vocab_size]` float32, `params` as the host kernel has them -> `[rows]` i32.
 pub(super) fn sample(logits: &Array, params: &Array) -> Result<Array> {
@@ -28,7 +21,6 @@ pub(super) fn sample(logits: &Array, params: &Array) -> Result<Array> {
         scalars: &[vocab_size.into()],
         groups: [rows, 1, 1],
         threads: threads_for_row(vocab_size),
-        ordered_by: None,
     };
     let output = Output::Fresh {
         shape: &[rows],

@@ -17,7 +17,7 @@ mod reference;
 
 use mlx_rs::{Array, Dtype};
 
-pub use params::{GREEDY_TEMPERATURE, History, SampleBatch, SampleParams, Span};
+pub use params::{GREEDY_TEMPERATURE, History, SAMPLE_WORDS, SampleBatch, SampleParams, Span};
 
 use crate::{
     check::Arguments,
@@ -27,7 +27,6 @@ use crate::{
     node::HostKernel,
     upload::upload,
 };
-use params::PARAMS_WORDS;
 
 const CHECK: Arguments = Arguments { kernel: "sample" };
 
@@ -85,6 +84,23 @@ impl TokenScores {
     }
 }
 
+/// Samples a token from each row of a [plain](SampleBatch::is_plain) batch on a GPU.
+///
+/// # Shapes
+/// - `logits`: `[rows, vocab_size]` float32
+/// - `params`: `[rows, SAMPLE_WORDS]` int32, [`SampleBatch::words`]
+/// - result: `[rows]` i32, -1 where no token can be drawn
+///
+/// # Errors
+/// [`KernelError`] if shapes and dtypes do not fit.
+pub fn sample_plain(logits: &Array, params: &Array) -> Result<Array> {
+    check_logits(CHECK, logits)?;
+    let shape = [logits.dim(0), dim(SAMPLE_WORDS)];
+    CHECK.dims("params", params, &shape, "[rows, SAMPLE_WORDS]")?;
+    CHECK.dtype("params", params, Dtype::Int32, "int32")?;
+    gpu::sample(logits, params)
+}
+
 /// Samples a token from each row.
 ///
 /// A row's result is the same bits whatever other rows are in the batch and however many threads
@@ -121,9 +137,8 @@ pub fn sample(
     if needs_table {
         check_histories(batch, token_table)?;
     }
-    let words: Vec<i32> = batch.rows.iter().flat_map(|row| row.to_words()).collect();
-    let params = upload(&words, &[dim(rows), dim(PARAMS_WORDS)])?;
-    if is_chosen()? && gpu::can_sample(batch) {
+    let params = upload(&batch.words(), &[dim(rows), dim(SAMPLE_WORDS)])?;
+    if is_chosen()? && batch.is_plain() {
         return Ok((gpu::sample(logits, &params)?, None));
     }
     // MLX has no array without elements to point at.

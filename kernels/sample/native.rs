@@ -9,7 +9,7 @@ use super::{
     LogprobsMode, draw,
     filter::{Candidates, Filters, Rank},
     lanes,
-    params::{PARAMS_WORDS, SampleParams},
+    params::{SAMPLE_WORDS, SampleParams},
     process,
     scores::{Reported, ScoreRow, score_tokens},
 };
@@ -39,7 +39,7 @@ impl HostKernel for Sample {
 
     fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]) {
         let logits = inputs[0].as_slice::<f32>();
-        let (params, rest) = inputs[1].as_slice::<i32>().as_chunks::<PARAMS_WORDS>();
+        let (params, rest) = inputs[1].as_slice::<i32>().as_chunks::<SAMPLE_WORDS>();
         assert!(rest.is_empty() && params.len() == self.rows);
         let lists = inputs[2].as_slice::<i32>();
         let table = inputs.get(3).map_or(&[][..], |table| table.as_slice());

@@ -81,8 +81,8 @@ const NO_LOGPROBS: i32 = i32::MIN;
 /// Stands for "the one that is drawn" among traced tokens.
 const NOT_TRACED: i32 = -1;
 
-/// Words of 32 bits that [`SampleParams::to_words`] makes.
-pub(crate) const PARAMS_WORDS: usize = 28;
+/// Words of 32 bits that a row's parameters take.
+pub const SAMPLE_WORDS: usize = 28;
 
 impl Default for SampleParams {
     fn default() -> Self {
@@ -160,11 +160,11 @@ impl SampleParams {
         })
     }
 
-    pub(crate) fn to_words(self) -> [i32; PARAMS_WORDS] {
+    pub(crate) fn to_words(self) -> [i32; SAMPLE_WORDS] {
         let seed = self.seed.to_le_bytes();
         let history = self.history;
         let float = |value: f32| value.to_bits().cast_signed();
-        let mut words = [0; PARAMS_WORDS];
+        let mut words = [0; SAMPLE_WORDS];
         words[..14].copy_from_slice(&[
             float(self.temperature),
             float(self.top_p),
@@ -196,7 +196,7 @@ impl SampleParams {
         words
     }
 
-    pub(crate) fn from_words(words: &[i32; PARAMS_WORDS]) -> Self {
+    pub(crate) fn from_words(words: &[i32; SAMPLE_WORDS]) -> Self {
         let int = |i: usize| words[i].cast_unsigned();
         let float = |i: usize| f32::from_bits(int(i));
         let span = |i: usize| Span {
@@ -240,6 +240,20 @@ pub struct SampleBatch {
 }
 
 impl SampleBatch {
+    /// Whether every row draws from its logits as they are, and nothing is told about them.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let is_plain =
+            |row: &SampleParams| row.keeps_logits() && !row.is_scored() && row.traced.is_none();
+        self.rows.iter().all(is_plain)
+    }
+
+    /// The rows as [`sample_plain`](crate::sample_plain) takes them, [`SAMPLE_WORDS`] each.
+    #[must_use]
+    pub fn words(&self) -> Vec<i32> {
+        self.rows.iter().flat_map(|row| row.to_words()).collect()
+    }
+
     /// Appends a list.
     ///
     /// # Panics

@@ -11,16 +11,20 @@ use crate::{
 
 /// `gate_up` `[.., 2 * intermediate]` -> `shape`, which is `[.., intermediate]`.
 pub(super) fn silu_mul(gate_up: &Array, x_type: FloatType, shape: &[i32]) -> Result<Array> {
-    let total = int(gate_up.size() / 2);
     let intermediate = shape.last().copied().unwrap_or(0);
+    let rows = int(gate_up.size() / 2) / intermediate.max(1);
     let launch = Launch {
         kernel: "silu_mul",
         sources: &[dialect_source!("kernel.kh")],
         words: &[("X", word(x_type))],
-        scalars: &[intermediate.into(), total.into()],
-        groups: [groups_of(total, 256), 1, 1],
+        scalars: &[intermediate.into(), rows.into()],
+        // A grid has 65,535 rows at most.
+        groups: [
+            groups_of(intermediate, 8 * 256),
+            rows.min(32_768),
+            groups_of(rows, 32_768),
+        ],
         threads: 256,
-        ordered_by: None,
     };
     let output = Output::Fresh {
         shape,

@@ -20,7 +20,6 @@ pub(super) fn write_slots(table: &Array, values: &Array, slots: &Array) -> Resul
         scalars: &[table.dim(0).into(), count.into()],
         groups: [groups_of(count, THREADS), 1, 1],
         threads: THREADS,
-        ordered_by: Some(0),
     };
     let [table] = launch.add(&[table, values, slots], [Output::InPlace { input: 0 }])?;
     Ok(table)
@@ -36,7 +35,6 @@ pub(super) fn gather_slots(table: &Array, slots: &Array) -> Result<Array> {
         scalars: &[table.dim(0).into(), count.into()],
         groups: [groups_of(count, THREADS), 1, 1],
         threads: THREADS,
-        ordered_by: Some(0),
     };
     let output = Output::Fresh {
         shape: slots.shape(),

@@ -1,6 +1,20 @@
 //! The C face of `primitive/` (see `primitive/abi.h`), and the only place that names `mlx_sys`.
 //!
 //! Everything here takes and gives safe types. Errors of C++ come back as [`KernelError::Mlx`].
+//!
+//! # Layout
+//! - here: nodes of the graph
+//! - `arrays`: arrays of other memory, and parts of arrays
+//! - `recording`: launches that are run again
+
+mod arrays;
+mod recording;
+
+pub(crate) use arrays::{
+    address, data, host_array, is_available, part, pinned_array, reader, reserve, to_device,
+    upload, wait,
+};
+pub(crate) use recording::{RawRecording, rehearse};
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -77,7 +91,6 @@ struct RawLaunch {
     num_scalars: usize,
     groups: [c_int; 3],
     threads: c_int,
-    ordered_by: c_int,
 }
 
 /// A kernel of the dialect and how to run it, all but its arrays.
@@ -88,8 +101,6 @@ pub(crate) struct Program<'a> {
     pub(crate) scalars: &'a [RawScalar],
     pub(crate) groups: [i32; 3],
     pub(crate) threads: i32,
-    /// Index of the input by whose memory launches are ordered.
-    pub(crate) ordered_by: Option<usize>,
 }
 
 unsafe extern "C" {
@@ -102,13 +113,6 @@ unsafe extern "C" {
         num_outputs: usize,
         stream: mlx_stream,
     ) -> *const c_char;
-    fn metal_rpc_pinned_array(
-        result: *mut mlx_array,
-        is_pinned: *mut bool,
-        values: *const c_int,
-        shape: *const c_int,
-        ndim: usize,
-    ) -> *const c_char;
     fn metal_rpc_is_gpu(result: *mut bool, stream: mlx_stream) -> *const c_char;
     fn metal_rpc_gpu_memory(size_bytes: *mut usize) -> *const c_char;
     fn metal_rpc_add_node(
@@ -120,24 +124,6 @@ unsafe extern "C" {
         num_outputs: usize,
         stream: mlx_stream,
     ) -> *const c_char;
-    fn metal_rpc_reserve(
-        result: *mut mlx_array,
-        shape: *const c_int,
-        ndim: usize,
-        dtype: mlx_dtype,
-    ) -> *const c_char;
-    fn metal_rpc_host_array(
-        result: *mut mlx_array,
-        shape: *const c_int,
-        ndim: usize,
-        dtype: mlx_dtype,
-    ) -> *const c_char;
-    fn metal_rpc_to_device(result: *mut mlx_array, array: mlx_array) -> *const c_char;
-    fn metal_rpc_address(result: *mut usize, array: mlx_array) -> *const c_char;
-    fn metal_rpc_reader(result: *mut mlx_array, array: mlx_array) -> *const c_char;
-    fn metal_rpc_is_available(result: *mut bool, array: mlx_array) -> *const c_char;
-    fn metal_rpc_wait(array: mlx_array) -> *const c_char;
-    fn metal_rpc_data(result: *mut RawView, array: mlx_array) -> *const c_char;
 }
 
 /// One output of a node.
@@ -225,7 +211,6 @@ pub(crate) unsafe fn add_launch<const N: usize>(
     for (raw, piece) in pieces.iter_mut().zip(program.pieces) {
         *raw = piece.as_ptr();
     }
-    let index = |input| c_int::try_from(input).expect("a node has few inputs");
     let launch = RawLaunch {
         name: program.name.as_ptr(),
         defines: program.defines.as_ptr(),
@@ -235,7 +220,6 @@ pub(crate) unsafe fn add_launch<const N: usize>(
         num_scalars: program.scalars.len(),
         groups: program.groups,
         threads: program.threads,
-        ordered_by: program.ordered_by.map_or(-1, index),
     };
     // SAFETY: every pointer is to a live value of the stated length, and everything is copied but
     // the pieces, which are static.
@@ -250,23 +234,6 @@ pub(crate) unsafe fn add_launch<const N: usize>(
             stream.as_ptr(),
         )
     })
-}
-
-/// An array over pinned memory with these values; `None` where that gains nothing.
-#[track_caller]
-pub(crate) fn pinned_array(values: &[i32], shape: &[i32]) -> Result<Option<Array>> {
-    let mut is_pinned = false;
-    // SAFETY: both slices are live, and the caller has checked that they fit each other.
-    let array = new_array(|result| unsafe {
-        metal_rpc_pinned_array(
-            result,
-            &raw mut is_pinned,
-            values.as_ptr(),
-            shape.as_ptr(),
-            shape.len(),
-        )
-    })?;
-    Ok(is_pinned.then_some(array))
 }
 
 /// Whether the calling thread's default stream is a GPU's.
@@ -328,72 +295,3 @@ const MAX_PIECES: usize = 6;
 
 /// Bound of a node's inputs, so that building one does not allocate here.
 const MAX_INPUTS: usize = 8;
-
-/// See [`crate::reserve`].
-#[track_caller]
-pub(crate) fn reserve(shape: &[i32], dtype: Dtype) -> Result<Array> {
-    // SAFETY: `shape` is live and of the stated length.
-    new_array(|result| unsafe {
-        metal_rpc_reserve(result, shape.as_ptr(), shape.len(), dtype.into())
-    })
-}
-
-/// An array of zeros that the host can write, whatever the default device.
-#[track_caller]
-pub(crate) fn host_array(shape: &[i32], dtype: Dtype) -> Result<Array> {
-    // SAFETY: `shape` is live and of the stated length.
-    new_array(|result| unsafe {
-        metal_rpc_host_array(result, shape.as_ptr(), shape.len(), dtype.into())
-    })
-}
-
-/// `array` in the memory of the default device.
-#[track_caller]
-pub(crate) fn to_device(array: &Array) -> Result<Array> {
-    // SAFETY: both handles are live.
-    new_array(|result| unsafe { metal_rpc_to_device(result, array.as_ptr()) })
-}
-
-/// See [`crate::data_ptr`].
-#[track_caller]
-pub(crate) fn address(array: &Array) -> Result<usize> {
-    let mut address = 0;
-    // SAFETY: the handle is live.
-    check(unsafe { metal_rpc_address(&raw mut address, array.as_ptr()) })?;
-    Ok(address)
-}
-
-/// See [`crate::reader`].
-#[track_caller]
-pub(crate) fn reader(array: &Array) -> Result<Array> {
-    // SAFETY: both handles are live.
-    new_array(|result| unsafe { metal_rpc_reader(result, array.as_ptr()) })
-}
-
-/// See [`crate::is_available`].
-#[track_caller]
-pub(crate) fn is_available(array: &Array) -> Result<bool> {
-    let mut available = false;
-    // SAFETY: the handle is live.
-    check(unsafe { metal_rpc_is_available(&raw mut available, array.as_ptr()) })?;
-    Ok(available)
-}
-
-/// See [`crate::wait`].
-#[track_caller]
-pub(crate) fn wait(array: &Array) -> Result<()> {
-    // SAFETY: the handle is live.
-    check(unsafe { metal_rpc_wait(array.as_ptr()) })
-}
-
-/// Memory of a scheduled array in row order. It may not have been computed yet.
-#[track_caller]
-pub(crate) fn data(array: &Array) -> Result<RawView> {
-    let mut view = RawView {
-        data: std::ptr::null_mut(),
-        size_bytes: 0,
-    };
-    // SAFETY: the handle is live.
-    check(unsafe { metal_rpc_data(&raw mut view, array.as_ptr()) })?;
-    Ok(view)
-}

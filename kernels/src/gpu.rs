@@ -4,7 +4,7 @@
 //! they are seen. `dialect/README.md` says how kernels are written.
 //!
 //! # Invariants
-//! - Launches that name the same memory in `ordered_by` run in the order of the graph.
+//! - Launches on one stream run in the order of the graph.
 //! - A kernel reads and writes within its arrays whatever their values are: what a host kernel
 //!   reports as an error, a GPU's kernel skips.
 
@@ -51,8 +51,6 @@ pub(crate) struct Launch<'a> {
     pub(crate) groups: [i32; 3],
     /// Threads of a threadgroup, a multiple of 32.
     pub(crate) threads: i32,
-    /// The input that is written in place, by this launch or by others.
-    pub(crate) ordered_by: Option<usize>,
 }
 
 impl Launch<'_> {
@@ -88,7 +86,6 @@ impl Launch<'_> {
             scalars: self.scalars,
             groups: self.groups,
             threads: self.threads,
-            ordered_by: self.ordered_by,
         };
         // SAFETY: shapes were checked by the kernel's safe face; parity tests run every kernel on
         // its hardest cases, emulated.

@@ -15,6 +15,7 @@
 //! | `check`, `error` | what every function checks, and says when it fails |
 //! | `footprint` | memory of this process, as the system counts it |
 //! | `memory` | reserved pools, and reading results from other threads |
+//! | `replay` | a step's launches, recorded and run again |
 //! | `delay` | a node that takes time, to measure what surrounds a model |
 //! | `exit` | the end of a process that MLX must not hold up |
 //!
@@ -38,6 +39,7 @@ mod memory;
 mod node;
 mod pool;
 mod product;
+mod replay;
 mod simd;
 
 #[path = "../add_rms_norm/mod.rs"]
@@ -83,18 +85,20 @@ pub use expert_linear::{expert_linear, quantized_expert_linear};
 pub use footprint::footprint_bytes;
 pub use linear::linear;
 pub use memory::{
-    data_ptr, filled, gpu_memory_bytes, is_available, reader, reserve, to_vec_f32, to_vec_i32, wait,
+    data_ptr, filled, gpu_memory_bytes, is_available, part, reader, reserve, to_vec_f32,
+    to_vec_i32, wait,
 };
 pub use paged_attention::{AttentionMetadata, AttentionParams, paged_attention};
 pub use quantized_linear::{QuantizedFormat, QuantizedMatrix, quantized_linear, quantized_rows};
+pub use replay::{Recording, can_record, rehearse};
 pub use reshape_and_cache::reshape_and_cache;
 pub use rms_norm::rms_norm;
 pub use rope::{RopePairing, rope};
 pub use rope_and_cache::{QkNorm, QkvParams, RopeParams, rope_and_cache};
 pub use route::{GroupRank, RouteGroups, RouteParams, RouteScores, Routes, route};
 pub use sample::{
-    GREEDY_TEMPERATURE, History, LogprobsMode, SampleBatch, SampleParams, Span, TokenScores,
-    sample, score_token_ids, score_tokens,
+    GREEDY_TEMPERATURE, History, LogprobsMode, SAMPLE_WORDS, SampleBatch, SampleParams, Span,
+    TokenScores, sample, sample_plain, score_token_ids, score_tokens,
 };
 pub use silu_mul::silu_mul;
 pub use slots::{gather_slots, write_slots};

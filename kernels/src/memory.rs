@@ -73,6 +73,16 @@ pub fn is_available(array: &Array) -> Result<bool> {
     ffi::is_available(array)
 }
 
+/// Elements of a scheduled `array` in row order, from the element `first` on, without a node.
+///
+/// # Errors
+/// [`KernelError::Mlx`] if it has no such elements, is not in row order, or was not given to
+/// `async_eval` or `eval` before.
+#[track_caller]
+pub fn part(array: &Array, first: usize, shape: &[i32]) -> Result<Array> {
+    ffi::part(array, first, shape)
+}
+
 /// Blocks until a scheduled `array` is computed, without touching any stream.
 ///
 /// # Errors

@@ -25,18 +25,11 @@ pub fn upload(values: &[i32], shape: &[i32]) -> Result<Array> {
             rule: "as many as `shape` has",
         });
     }
-    let pinned = match values {
+    let uploaded = match values {
         [] => None,
-        _ => ffi::pinned_array(values, shape)?,
+        _ => ffi::upload(values, shape)?,
     };
-    let Some(pinned) = pinned else {
-        return Ok(Array::from_slice(values, shape));
-    };
-    let output = Output::Fresh {
-        shape,
-        dtype: Dtype::Int32,
-    };
-    copy(&[&pinned], output, None)
+    Ok(uploaded.unwrap_or_else(|| Array::from_slice(values, shape)))
 }
 
 /// `array` in memory from which another thread reads it without moving it.
@@ -51,28 +44,20 @@ pub fn download(array: &Array) -> Result<Array> {
     CHECK.dtype("array", array, Dtype::Int32, "int32")?;
     let pinned = match array.size() {
         0 => None,
-        size => ffi::pinned_array(&vec![0; size], array.shape())?,
+        _ => ffi::pinned_array(array.shape())?,
     };
-    match pinned {
-        Some(pinned) => copy(&[array, &pinned], Output::InPlace { input: 1 }, Some(1)),
-        None => Ok(array.clone()),
-    }
-}
-
-/// Copies the first input.
-fn copy(inputs: &[&Array], output: Output<'_>, ordered_by: Option<usize>) -> Result<Array> {
-    let count = int(inputs[0].size());
-    // A copy in place has the launcher's tokens among its parameters.
-    let order = if ordered_by.is_some() { "1" } else { "0" };
+    let Some(pinned) = pinned else {
+        return Ok(array.clone());
+    };
+    let count = int(array.size());
     let launch = Launch {
-        kernel: "upload",
+        kernel: "download",
         sources: &[dialect_source!("kernel.kh")],
-        words: &[("ORDERED", order)],
+        words: &[],
         scalars: &[count.into()],
         groups: [groups_of(count, 256), 1, 1],
         threads: 256,
-        ordered_by,
     };
-    let [array] = launch.add(inputs, [output])?;
-    Ok(array)
+    let [copy] = launch.add(&[array, &pinned], [Output::InPlace { input: 1 }])?;
+    Ok(copy)
 }

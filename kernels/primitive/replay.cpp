@@ -1,0 +1,68 @@
+// The C face of recordings.
+
+#include "replay.h"
+
+#include "abi.h"
+#include "guard.h"
+#include "mlx/c/private/array.h"
+#include "mlx/c/private/stream.h"
+
+namespace {
+
+metal_rpc::Recording& recording_of(void* handle) {
+  return *static_cast<metal_rpc::Recording*>(handle);
+}
+
+void set_results(mlx_array* results, std::vector<mlx::core::array> arrays) {
+  for (size_t i = 0; i < arrays.size(); i++) {
+    mlx_array_set_(results[i], std::move(arrays[i]));
+  }
+}
+
+} // namespace
+
+extern "C" const char*
+metal_rpc_new_recording(void** result, size_t num_numbers, mlx_stream stream) {
+  return guard([&] {
+    *result = metal_rpc::new_recording(num_numbers, mlx_stream_get_(stream)).release();
+  });
+}
+
+extern "C" void metal_rpc_free_recording(void* recording) {
+  // What fails while it goes is reported by whoever uses the device next.
+  guard([&] { delete &recording_of(recording); });
+}
+
+extern "C" const char* metal_rpc_recording_numbers(mlx_array* result, void* recording) {
+  return guard([&] { mlx_array_set_(*result, recording_of(recording).numbers()); });
+}
+
+extern "C" const char* metal_rpc_record(
+    bool* is_complete,
+    void* recording,
+    const int* values,
+    const mlx_array* outputs,
+    size_t num_outputs,
+    mlx_array* results,
+    size_t num_results) {
+  return guard([&] {
+    std::vector<mlx::core::array> arrays;
+    for (size_t i = 0; i < num_outputs; i++) {
+      arrays.push_back(mlx_array_get_(outputs[i]));
+    }
+    set_results(results, recording_of(recording).record(values, arrays, num_results));
+    *is_complete = recording_of(recording).is_complete();
+  });
+}
+
+extern "C" const char* metal_rpc_replay(
+    void* recording,
+    const int* values,
+    mlx_array* results,
+    size_t) {
+  return guard([&] { set_results(results, recording_of(recording).replay(values)); });
+}
+
+extern "C" const char* metal_rpc_rehearse(mlx_stream stream) {
+  return guard([&] { metal_rpc::rehearse(mlx_stream_get_(stream)); });
+}

@@ -1,0 +1,115 @@
+//! A step's launches on a GPU, recorded once and run again with other numbers.
+//!
+//! Building and submitting a step costs the host some microseconds a node, and a step has hundreds:
+//! more than a GPU needs for the step of a small model. A step of a shape that comes again differs
+//! in nothing but numbers (positions, slots, block tables, how it samples), so what was launched for
+//! it can be launched again, in one call.
+//!
+//! # Invariants
+//! - A recording keeps all memory that its launches use, that of caches and tables too.
+//! - Runs are in the order of the stream, among themselves and with all else.
+
+use mlx_rs::Array;
+
+use crate::{error::Result, ffi, ffi::RawRecording};
+
+/// Room for the launches of one step. It stays on the thread that made it.
+#[derive(Debug)]
+pub struct Recording {
+    raw: RawRecording,
+    num_numbers: usize,
+    numbers: Array,
+    is_complete: bool,
+}
+
+impl Recording {
+    /// An empty one, whose runs are told `num_numbers` numbers; `None` where nothing can be recorded:
+    /// anywhere but with CUDA.
+    ///
+    /// # Errors
+    /// [`KernelError::Mlx`](crate::KernelError::Mlx) if no memory is left.
+    pub fn new(num_numbers: usize) -> Result<Option<Self>> {
+        let Some(raw) = RawRecording::new(num_numbers)? else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            numbers: raw.numbers()?,
+            raw,
+            num_numbers,
+            is_complete: false,
+        }))
+    }
+
+    /// What the nodes to be recorded read the numbers from: `[num_numbers]` int32, whole or in
+    /// [parts](crate::part).
+    #[must_use]
+    pub fn numbers(&self) -> &Array {
+        &self.numbers
+    }
+
+    /// Evaluates `outputs` with `values` as the numbers, and records how, if there was memory at
+    /// hand for it (see [`rehearse`]). Returns the first `num_results` of them, in memory of the
+    /// host; they are scheduled.
+    ///
+    /// Everything that the step computes has to be among `outputs` or on the way to them.
+    ///
+    /// # Shapes
+    /// - `values`: `[num_numbers]`
+    /// - the results: any shape, int32, in row order
+    ///
+    /// # Errors
+    /// [`KernelError::Mlx`](crate::KernelError::Mlx) if the evaluation fails.
+    ///
+    /// # Panics
+    /// If `values` are too many or too few.
+    pub fn record(
+        &mut self,
+        values: &[i32],
+        outputs: &[&Array],
+        num_results: usize,
+    ) -> Result<Vec<Array>> {
+        assert_eq!(values.len(), self.num_numbers);
+        // SAFETY: just checked.
+        let (results, is_complete) = unsafe { self.raw.record(values, outputs, num_results)? };
+        self.is_complete = is_complete;
+        Ok(results)
+    }
+
+    /// Whether it can be run.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// Runs what was recorded with other numbers. Returns what [`record`](Self::record) did, of this
+    /// run.
+    ///
+    /// # Errors
+    /// [`KernelError::Mlx`](crate::KernelError::Mlx) if it cannot be started.
+    ///
+    /// # Panics
+    /// If `values` are too many or too few, or nothing was recorded.
+    pub fn replay(&self, values: &[i32]) -> Result<Vec<Array>> {
+        assert!(self.is_complete);
+        assert_eq!(values.len(), self.num_numbers);
+        // SAFETY: just checked.
+        unsafe { self.raw.replay(values) }
+    }
+}
+
+/// Whether steps can be recorded on the calling thread's default stream: with CUDA.
+///
+/// # Errors
+/// [`KernelError::Mlx`](crate::KernelError::Mlx) if MLX cannot say.
+pub fn can_record() -> Result<bool> {
+    Ok(!cfg!(target_os = "macos") && ffi::is_gpu()?)
+}
+
+/// Has the next evaluation of this thread take as much memory as one that is recorded, where
+/// something can be: all that it takes from the system is then at hand for a recording of the same.
+///
+/// # Errors
+/// [`KernelError::Mlx`](crate::KernelError::Mlx) if MLX's stream is not what it should be.
+pub fn rehearse() -> Result<()> {
+    ffi::rehearse()
+}
