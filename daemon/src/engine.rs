@@ -26,6 +26,7 @@ mod loading;
 mod message;
 mod progress;
 mod prompt_scores;
+mod recorded;
 mod sampling;
 #[cfg(test)]
 mod simulation;
@@ -56,6 +57,7 @@ use forward::Chunk;
 pub use handle::EngineHandle;
 use loading::Loading;
 pub use message::{EngineMessage, EngineRequest};
+use recorded::Recordings;
 use sampling::HeldStep;
 pub use status::{EngineStatus, SessionUse};
 
@@ -121,6 +123,8 @@ pub struct Engine {
     loading: HashMap<ModelKey, Loading>,
     /// Steps whose logits wait for their grammar.
     held: HashMap<SessionId, HeldStep>,
+    /// Decodes that a GPU runs again.
+    recordings: Recordings,
     turns: Turns,
     num_in_flight: usize,
     /// What was done since the start.
@@ -161,6 +165,7 @@ impl Engine {
             models: HashMap::new(),
             loading: HashMap::new(),
             held: HashMap::new(),
+            recordings: Recordings::default(),
             num_in_flight: 0,
             served: ServedStatus::default(),
         }

@@ -114,6 +114,7 @@ impl Engine {
             return;
         };
         self.held.remove(&id);
+        self.recordings.forget(id);
         let Some(loaded) = session.model.and_then(|key| self.models.get_mut(&key)) else {
             return;
         };

@@ -8,11 +8,11 @@ use mlx_rs::transforms::async_eval;
 use tracing::{debug, warn};
 
 use super::{Engine, EngineError};
-use crate::batch::{BatchedChunk, InputBatch, array};
+use crate::batch::{BatchedChunk, InputBatch, Sizes, array};
 use crate::kv_cache::KvCache;
 use crate::models::loaded::ModelKey;
 use crate::reply::{PendingReply, Submitted};
-use crate::session::{BegunStep, RowPart, SessionId};
+use crate::session::{BegunStep, RowPart, SessionId, TokenTable};
 
 /// What of a session's step runs in one forward.
 #[derive(Debug)]
@@ -56,18 +56,20 @@ impl Engine {
             chunk.begun.submitted.get_or_insert(now);
             self.write_new_tokens(chunk)?;
         }
-        let batch = self.build_batch(key, &chunks)?;
+        if self.may_record(&chunks)? {
+            return self.decode(key, chunks);
+        }
+        let batch = self.build_batch(key, &chunks, Sizes::Exact);
         debug!(
             num_sessions = chunks.len(),
             num_tokens = batch.num_tokens,
             "forward"
         );
-        let model = self.models.get_mut(key).expect("a session keeps its model");
-        let cache = model.cache.as_mut().expect("steps come after the cache");
-        let hidden = model.model.forward(&batch.input, &mut cache.kv)?;
+        let numbers = array(&batch.numbers)?;
+        let hidden = self.hidden(key, &chunks, &batch, &numbers)?;
         let last_hidden = last_hidden(&hidden, &mut chunks, &batch.sampled_tokens)?;
         let logits = match &last_hidden {
-            Some(last_hidden) => Some(model.model.logits(last_hidden)?),
+            Some(last_hidden) => Some(self.models[key].model.logits(last_hidden)?),
             None => None,
         };
         self.sample(key, chunks, (hidden, logits))
@@ -96,21 +98,41 @@ impl Engine {
         Ok(())
     }
 
-    fn build_batch(&self, key: &ModelKey, chunks: &[Chunk]) -> Result<InputBatch, EngineError> {
+    pub(super) fn build_batch(&self, key: &ModelKey, chunks: &[Chunk], sizes: Sizes) -> InputBatch {
         let batched: Vec<BatchedChunk<'_>> = chunks
             .iter()
-            .map(|chunk| {
-                let cache = self.sessions[&chunk.session].cache.as_ref();
-                BatchedChunk {
-                    step: &chunk.begun.step,
-                    parts: &chunk.parts,
-                    token_table: &cache.expect("the step was applied to it").token_table,
-                }
+            .map(|chunk| BatchedChunk {
+                step: &chunk.begun.step,
+                parts: &chunk.parts,
+                token_table: self.token_table(chunk),
             })
             .collect();
         let cache = self.models[key].cache.as_ref();
         let block_size = cache.expect("steps come after the cache").block_size;
-        Ok(InputBatch::build(&batched, block_size)?)
+        InputBatch::build(&batched, block_size, sizes)
+    }
+
+    fn token_table(&self, chunk: &Chunk) -> &TokenTable {
+        let cache = self.sessions[&chunk.session].cache.as_ref();
+        &cache.expect("the step was applied to it").token_table
+    }
+
+    /// The hidden states of a forward: `[num_tokens, hidden_size]`.
+    ///
+    /// # Shapes
+    /// - `numbers`: those of `batch`, and whatever follows them, on the device
+    pub(super) fn hidden(
+        &mut self,
+        key: &ModelKey,
+        chunks: &[Chunk],
+        batch: &InputBatch,
+        numbers: &Array,
+    ) -> Result<Array, EngineError> {
+        let tables: Vec<_> = chunks.iter().map(|chunk| self.token_table(chunk)).collect();
+        let input = batch.input(numbers, &tables)?;
+        let model = self.models.get_mut(key).expect("a session keeps its model");
+        let cache = model.cache.as_mut().expect("steps come after the cache");
+        Ok(model.model.forward(&input, &mut cache.kv)?)
     }
 
     /// Starts the work on the device and has the reply thread wait for it.

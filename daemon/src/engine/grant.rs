@@ -9,9 +9,10 @@ use tracing::info;
 
 use super::Engine;
 use super::control::{out_of_order, refusal};
+use crate::device::Device;
 use crate::kv_cache::{BlockMap, BlockPool, CacheGroups, KvCache};
 use crate::limits::RESERVE_MARGIN;
-use crate::models::loaded::ModelCache;
+use crate::models::loaded::{LoadedModel, ModelCache};
 use crate::session::block_tables::TableRules;
 use crate::session::state::{SeedSource, SessionLimits};
 use crate::session::{Session, SessionCache, SessionId, TokenTable};
@@ -84,12 +85,26 @@ impl Engine {
         }
     }
 
+    /// Bytes that the pool of one more model may have. A CPU's are address space, a GPU's are taken
+    /// at once, from what weights and other pools leave.
+    fn pool_bytes(&self) -> u64 {
+        let limit_bytes = self.config.memory.limit_bytes;
+        let taken = |loaded: &LoadedModel| {
+            let pool = |cache: &ModelCache| cache.block_bytes * u64::from(cache.pool.num_blocks());
+            loaded.model.weights_bytes() + loaded.cache.as_ref().map_or(0, pool)
+        };
+        match self.config.device {
+            Device::Cpu => limit_bytes,
+            Device::Gpu => limit_bytes.saturating_sub(self.models.values().map(taken).sum()),
+        }
+    }
+
     pub(super) fn create_cache(
         &mut self,
         id: SessionId,
         create: &CreateCache,
     ) -> Result<Reply, ErrorReply> {
-        let limit_bytes = self.config.memory.limit_bytes;
+        let pool_bytes = self.pool_bytes();
         let session = self.sessions.get_mut(&id).expect("`handle` has looked");
         let (Some(key), Some(load)) = (&session.model, &session.load) else {
             return Err(out_of_order("CreateCache", "LoadModel"));
@@ -111,7 +126,7 @@ impl Engine {
                 &specs,
                 groups.clone(),
                 create.block_size,
-                limit_bytes,
+                pool_bytes,
             )?),
         };
         if *cache.kv.groups() != groups {
@@ -161,17 +176,17 @@ fn check_sizes(create: &CreateCache) -> Result<(), ErrorReply> {
     Ok(())
 }
 
-/// Reserves address space for as many blocks as the daemon may ever use for this model.
+/// Reserves room for as many blocks as the daemon may ever use for this model.
 fn new_cache(
     specs: &[KvCacheSpec],
     groups: CacheGroups,
     block_size: u32,
-    limit_bytes: u64,
+    pool_bytes: u64,
 ) -> Result<ModelCache, ErrorReply> {
     let block_bytes = KvCache::token_bytes(specs, &groups) * u64::from(block_size);
     // Slots are i32 on the device.
     let most_blocks = u64::from(i32::MAX.unsigned_abs() / block_size);
-    let num_blocks = (limit_bytes / block_bytes).clamp(2, most_blocks);
+    let num_blocks = (pool_bytes / block_bytes).clamp(2, most_blocks);
     let num_blocks = u32::try_from(num_blocks).expect("clamped");
     let kv = KvCache::reserve(specs, groups, [num_blocks, block_size])
         .map_err(|error| refusal(ErrorCode::OutOfMemory, error.to_string()))?;

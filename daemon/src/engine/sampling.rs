@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
-use metal_rpc_kernels::{download, upload};
+use metal_rpc_kernels::download;
 use metal_rpc_protocol::{ErrorCode, GrammarBitmask, Sample};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::TryIndexOp;
 
 use super::forward::Chunk;
 use super::{Engine, EngineError};
+use crate::batch::array;
 use crate::models::loaded::ModelKey;
 use crate::reply::{PendingReply, Submitted};
 use crate::sampler::{self, LogprobsMode, PromptScores, SampleRow, Sampled};
@@ -146,7 +147,6 @@ impl Engine {
             .get_mut(&id)
             .expect("a session outlives its held step");
         let mode = session.logprobs_mode;
-        let outbox = session.outbox.clone();
         let cache = session.cache.as_mut().expect("the step was applied to it");
         let sampled = match &logits {
             Some(logits) => Some(draw(cache, &step, logits, mode)?),
@@ -160,16 +160,30 @@ impl Engine {
             }
         }
         Ok(PendingReply {
+            prompt_scores,
+            ..self.pending_reply(id, &step, sampled, submitted)
+        })
+    }
+
+    /// What the reply thread needs to answer a step without scores of prompts.
+    pub(super) fn pending_reply(
+        &self,
+        id: SessionId,
+        step: &ValidStep,
+        sampled: Option<Sampled>,
+        submitted: Instant,
+    ) -> PendingReply {
+        PendingReply {
             session: id,
-            outbox,
+            outbox: self.sessions[&id].outbox.clone(),
             seq: step.seq,
             num_rows: step.rows.len(),
-            sampled_rows: sampled_rows(&step),
+            sampled_rows: sampled_rows(step),
             sampled,
-            prompt_scores,
+            prompt_scores: Vec::new(),
             received: step.received,
             submitted,
-        })
+        }
     }
 }
 
@@ -180,8 +194,22 @@ fn draw(
     logits: &Array,
     mode: LogprobsMode,
 ) -> Result<Sampled, EngineError> {
-    let words = cache.limits.vocab_size.div_ceil(32) as usize;
+    let (rows, slots) = sample_rows(cache, step);
     let table = &mut cache.token_table;
+    let mut sampled = sampler::sample(logits, &rows, table.array(), mode)?;
+    table.write(&sampled.token_ids, &array(&slots)?)?;
+    // The reply thread reads it.
+    sampled.token_ids = download(&sampled.token_ids)?;
+    Ok(sampled)
+}
+
+/// How the rows of a step that sample do it, and where their tokens go in the token table.
+pub(super) fn sample_rows<'a>(
+    cache: &SessionCache,
+    step: &'a ValidStep,
+) -> (Vec<SampleRow<'a>>, Vec<i32>) {
+    let words = cache.limits.vocab_size.div_ceil(32) as usize;
+    let table = &cache.token_table;
     let mut rows = Vec::new();
     let mut slots = Vec::new();
     for (index, row) in (0_u32..).zip(&step.rows).filter(|(_, row)| row.samples()) {
@@ -198,12 +226,7 @@ fn draw(
         });
         slots.push(table.slot(row.handle, row.num_tokens));
     }
-    let mut sampled = sampler::sample(logits, &rows, table.array(), mode)?;
-    let len = i32::try_from(slots.len()).expect("a step's size is limited");
-    table.write(&sampled.token_ids, &upload(&slots, &[len])?)?;
-    // The reply thread reads it.
-    sampled.token_ids = download(&sampled.token_ids)?;
-    Ok(sampled)
+    (rows, slots)
 }
 
 fn bitmask_of(grammar: &GrammarBitmask, row: u32, words: usize) -> Option<&[i32]> {

@@ -1,0 +1,218 @@
+//! Steps that decode and nothing else: where the device can, they are recorded and run again.
+//!
+//! Such steps come in few shapes, once the numbers of requests and blocks are rounded up. The first
+//! of a shape is a rehearsal, the second is recorded, and those after it cost the host an upload and
+//! a call. Everything else (prompts, masks, penalties, scores) is built anew each time.
+//!
+//! # Invariants
+//! - A recording uses the token tables of its sessions and the cache of their model, so it goes with
+//!   the first of these sessions that closes.
+
+use metal_rpc_kernels::{
+    PAD_SLOT, Recording, SAMPLE_WORDS, SampleBatch, SampleParams, can_record, download, reader,
+    rehearse, sample_plain,
+};
+use mlx_rs::Array;
+use mlx_rs::transforms::async_eval;
+
+use super::forward::Chunk;
+use super::sampling::{rows, sample_rows};
+use super::{Engine, EngineError};
+use crate::batch::{InputBatch, Parts, Sizes, array};
+use crate::models::loaded::ModelKey;
+use crate::reply::Submitted;
+use crate::sampler::{Sampled, compile};
+use crate::session::{SessionId, ValidRow};
+
+/// Most requests of a recorded step: with more of them the device takes longer than the host.
+const MAX_ROWS: usize = 256;
+
+/// Shapes that are remembered. Each holds the activations of its step.
+const MAX_RECORDINGS: usize = 24;
+
+/// What makes two steps launch the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shape {
+    model: ModelKey,
+    /// Sessions and their requests, rounded up.
+    rows: Vec<(SessionId, usize)>,
+    max_blocks: usize,
+}
+
+/// Shapes that have been seen, the one used last at the end; with their recordings, if they were
+/// seen twice.
+#[derive(Debug, Default)]
+pub(super) struct Recordings(Vec<(Shape, Option<Recording>)>);
+
+impl Recordings {
+    /// Forgets what uses memory of a session.
+    pub(super) fn forget(&mut self, id: SessionId) {
+        self.0
+            .retain(|(shape, _)| shape.rows.iter().all(|(session, _)| *session != id));
+    }
+
+    fn take(&mut self, shape: &Shape) -> Option<Option<Recording>> {
+        let index = self.0.iter().position(|(seen, _)| seen == shape)?;
+        Some(self.0.remove(index).1)
+    }
+
+    fn put(&mut self, shape: Shape, recording: Option<Recording>) {
+        if self.0.len() == MAX_RECORDINGS {
+            self.0.remove(0);
+        }
+        self.0.push((shape, recording));
+    }
+}
+
+impl Engine {
+    /// Whether these chunks are decodes that can be recorded.
+    pub(super) fn may_record(&self, chunks: &[Chunk]) -> Result<bool, EngineError> {
+        if !can_record()? {
+            return Ok(false);
+        }
+        let num_rows: usize = chunks.iter().map(|chunk| chunk.parts.len()).sum();
+        let decodes = |chunk: &Chunk| {
+            let step = &chunk.begun.step;
+            let samples = chunk
+                .parts
+                .iter()
+                .all(|part| part.num_tokens() == 1 && part.samples(&step.rows[part.row]));
+            samples
+                && chunk.parts.len() == step.rows.len()
+                && !step.sample_follows
+                && step.grammar.is_none()
+        };
+        if num_rows > MAX_ROWS || !chunks.iter().all(decodes) {
+            return Ok(false);
+        }
+        for chunk in chunks {
+            let asks_of_prompt = |row: &ValidRow| row.num_computed_tokens < row.num_prompt_tokens;
+            if chunk.begun.step.rows.iter().any(asks_of_prompt) {
+                return Ok(false);
+            }
+            if !self.sample_batch(chunk)?.0.is_plain() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Runs decodes: built anew, recorded, or as they were recorded.
+    pub(super) fn decode(&mut self, key: &ModelKey, chunks: Vec<Chunk>) -> Result<(), EngineError> {
+        let batch = self.build_batch(key, &chunks, Sizes::Rounded);
+        let numbers = self.all_numbers(&chunks, &batch)?;
+        let sessions = chunks.iter().map(|chunk| chunk.session);
+        let shape = Shape {
+            model: key.clone(),
+            rows: sessions.zip(batch.chunk_tokens.iter().copied()).collect(),
+            max_blocks: batch.max_blocks,
+        };
+        let (tokens, recording) = match self.recordings.take(&shape) {
+            Some(Some(recording)) => (recording.replay(&numbers)?.remove(0), Some(recording)),
+            Some(None) => self.record(key, &chunks, &batch, &numbers)?,
+            None => {
+                let mut outputs = self.decode_outputs(key, &chunks, &batch, &array(&numbers)?)?;
+                outputs[0] = download(&outputs[0])?;
+                rehearse()?;
+                async_eval(&outputs)?;
+                (outputs.swap_remove(0), None)
+            }
+        };
+        self.recordings.put(shape, recording);
+        self.hand_over(chunks, &batch, &tokens)
+    }
+
+    /// Runs decodes and keeps how, if that could be recorded.
+    fn record(
+        &mut self,
+        key: &ModelKey,
+        chunks: &[Chunk],
+        batch: &InputBatch,
+        numbers: &[i32],
+    ) -> Result<(Array, Option<Recording>), EngineError> {
+        let mut recording = Recording::new(numbers.len())?.expect("`may_record` has looked");
+        let outputs = self.decode_outputs(key, chunks, batch, recording.numbers())?;
+        let outputs: Vec<&Array> = outputs.iter().collect();
+        let tokens = recording.record(numbers, &outputs, 1)?.remove(0);
+        let recording = recording.is_complete().then_some(recording);
+        Ok((tokens, recording))
+    }
+
+    /// The numbers of the forward, then how its rows sample, then where their tokens go.
+    fn all_numbers(&self, chunks: &[Chunk], batch: &InputBatch) -> Result<Vec<i32>, EngineError> {
+        let mut numbers = batch.numbers.clone();
+        let mut all_slots = Vec::with_capacity(batch.num_tokens as usize);
+        for (chunk, num_rows) in chunks.iter().zip(&batch.chunk_tokens) {
+            let (mut params, mut slots) = self.sample_batch(chunk)?;
+            let nothing = SampleParams {
+                temperature: 0.0,
+                ..SampleParams::default()
+            };
+            params.rows.resize(*num_rows, nothing);
+            slots.resize(*num_rows, PAD_SLOT);
+            numbers.extend(params.words());
+            all_slots.extend(slots);
+        }
+        numbers.extend(all_slots);
+        Ok(numbers)
+    }
+
+    fn sample_batch(&self, chunk: &Chunk) -> Result<(SampleBatch, Vec<i32>), EngineError> {
+        let cache = self.sessions[&chunk.session].cache.as_ref();
+        let cache = cache.expect("the step was applied to it");
+        let (rows, slots) = sample_rows(cache, &chunk.begun.step);
+        Ok((compile(&rows)?, slots))
+    }
+
+    /// The graph of a step of decodes: the tokens of all rows, then what else has to be computed.
+    fn decode_outputs(
+        &mut self,
+        key: &ModelKey,
+        chunks: &[Chunk],
+        batch: &InputBatch,
+        numbers: &Array,
+    ) -> Result<Vec<Array>, EngineError> {
+        let hidden = self.hidden(key, chunks, batch, numbers)?;
+        let logits = self.models[key].model.logits(&hidden)?;
+        let mut parts = Parts::after(numbers, batch.numbers.len());
+        let params = parts.next(&[batch.num_tokens as usize, SAMPLE_WORDS])?;
+        let tokens = sample_plain(&logits, &params)?;
+        let mut outputs = vec![tokens.clone()];
+        let mut first_row = 0;
+        for (chunk, &num_rows) in chunks.iter().zip(&batch.chunk_tokens) {
+            let slots = parts.next(&[num_rows])?;
+            let num_rows = i32::try_from(num_rows).expect("a step's size is limited");
+            let cache = self.session(chunk.session).cache.as_mut();
+            let table = &mut cache.expect("the step was applied to it").token_table;
+            table.write(&rows(&tokens, first_row, num_rows)?, &slots)?;
+            outputs.push(table.array().clone());
+            first_row += num_rows;
+        }
+        Ok(outputs)
+    }
+
+    /// Gives the reply thread the tokens of all rows, those of each step to its answer.
+    fn hand_over(
+        &mut self,
+        chunks: Vec<Chunk>,
+        batch: &InputBatch,
+        tokens: &Array,
+    ) -> Result<(), EngineError> {
+        let mut parts = Parts::new(tokens);
+        let mut replies = Vec::with_capacity(chunks.len());
+        for (chunk, num_rows) in chunks.into_iter().zip(&batch.chunk_tokens) {
+            let sampled = Sampled {
+                token_ids: parts.next(&[*num_rows])?,
+                logprobs: None,
+            };
+            let submitted = chunk.begun.submitted.expect("its forward was built");
+            let step = &chunk.begun.step;
+            replies.push(self.pending_reply(chunk.session, step, Some(sampled), submitted));
+        }
+        let submitted = Submitted {
+            done: Some(reader(tokens)?),
+            replies,
+        };
+        self.submit(Vec::new(), submitted)
+    }
+}
