@@ -50,6 +50,7 @@ def main(folder: str, batches: list[str]) -> None:
         prefill, decode = (statistics.median(column) for column in zip(*runs, strict=True))
         row = {
             "program": "mlx-lm",
+            "model": folder,
             "concurrency": batch,
             "prefill_tokens_per_s": round(prefill, 1),
             "decode_tokens_per_s": round(decode, 1),

@@ -23,6 +23,8 @@ pub(super) struct Client {
     session: Option<SessionToken>,
     seq: u64,
     heartbeat: Duration,
+    /// When the daemon last heard of it.
+    sent: Instant,
 }
 
 /// A result and when it arrived.
@@ -42,6 +44,7 @@ impl Client {
             session: None,
             seq: 0,
             heartbeat: Duration::from_secs(5),
+            sent: Instant::now(),
         };
         let hello = Hello {
             min_protocol_version: PROTOCOL_VERSION,
@@ -153,13 +156,16 @@ impl Client {
             request,
         };
         self.socket.send(encode_request(&envelope)).await?;
+        self.sent = Instant::now();
         Ok(self.seq)
     }
 
     /// The next reply that answers something. Keeps the session alive while it waits.
     async fn receive(&mut self) -> Result<ReplyEnvelope, BenchError> {
         loop {
-            let Ok(bytes) = timeout(self.heartbeat, self.socket.receive()).await else {
+            // News of a load is no reason to fall silent.
+            let silence = self.heartbeat.saturating_sub(self.sent.elapsed());
+            let Ok(bytes) = timeout(silence, self.socket.receive()).await else {
                 self.send(Request::Ping).await?;
                 continue;
             };

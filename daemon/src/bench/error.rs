@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use metal_rpc_protocol::{CodecError, ErrorReply, RowError};
 
 use crate::config::ConfigError;
+use crate::device::DeviceError;
 use crate::endpoint::EndpointError;
+use crate::engine::EngineError;
 use crate::server::ServeError;
 use crate::socket::SocketError;
 use crate::start::StartError;
@@ -16,6 +18,12 @@ pub enum BenchError {
     /// See [`ConfigError`].
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// See [`DeviceError`].
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// See [`EngineError`].
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// See [`EndpointError`].
     #[error(transparent)]
     Endpoint(#[from] EndpointError),

@@ -20,6 +20,8 @@ pub enum BenchCommand {
     Boot(BootFlags),
     /// What a step costs beside the model: encoding, sockets, checking, answering.
     Rpc(RpcFlags),
+    /// How fast attention reads the cache, beside how fast the device copies.
+    Attention(AttentionFlags),
     /// Serve models that compute nothing.
     Null(NullFlags),
     /// Write a folder with random weights.
@@ -153,6 +155,25 @@ pub struct RpcFlags {
     /// Print JSON lines.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Flags of `metald bench attention`.
+#[derive(Debug, Args)]
+pub struct AttentionFlags {
+    /// What it runs on.
+    #[arg(
+        long,
+        env = "VLLM_MLX_DEVICE",
+        default_value = "cpu",
+        value_name = "cpu|gpu"
+    )]
+    pub(super) device: String,
+    /// Requests that decode.
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) requests: u32,
+    /// Tokens of each request.
+    #[arg(long, default_value_t = 4096, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) context: u32,
 }
 
 /// Flags of `metald bench null`: those of `metald serve`, and how long a step takes.
