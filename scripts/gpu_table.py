@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+# Shape, requests of a frontend, frontends, decodes of a request.
+Load = tuple[str, int, int, int]
 
 
 def median(rate: float | list[float]) -> float:
@@ -14,9 +16,10 @@ def median(rate: float | list[float]) -> float:
     return rate[0] if isinstance(rate, list) else rate
 
 
-def cells(shape: str, requests: int, frontends: int, rows: dict[str, Row]) -> list[str]:
+def cells(load: Load, rows: dict[str, Row]) -> list[str]:
     """One row of the table."""
-    texts = [shape, f"{frontends} x {requests}" if frontends > 1 else str(requests)]
+    shape, requests, frontends, decodes = load
+    texts = [shape, f"{frontends} x {requests}" if frontends > 1 else str(requests), str(decodes)]
     for phase in ("prefill", "decode"):
         rates = {name: median(row[f"{phase}_tokens_per_s"]) for name, row in rows.items()}
         ours, theirs = rates.get("metald"), rates.get("mlx-lm")
@@ -29,7 +32,7 @@ def cells(shape: str, requests: int, frontends: int, rows: dict[str, Row]) -> li
 
 def main(path: str) -> None:
     """Prints the table."""
-    by_load: dict[tuple[str, int, int], dict[str, Row]] = defaultdict(dict)
+    by_load: dict[Load, dict[str, Row]] = defaultdict(dict)
     for line in Path(path).read_text().splitlines():
         row = json.loads(line)
         if "attention_us" in row:
@@ -39,13 +42,14 @@ def main(path: str) -> None:
                 f"{row['share']:.2f} of a copy's {row['copy_gb_per_s']:.0f} GB/s"
             )
             continue
-        load = (Path(row["model"]).name, row["concurrency"], row.get("frontends", 1))
+        shape = Path(row["model"]).name
+        load = (shape, row["concurrency"], row.get("frontends", 1), row["decode"])
         by_load[load][row.get("program", "metald")] = row
-    heads = ["model", "requests"]
+    heads = ["model", "requests", "decodes"]
     heads += ["prefill tok/s", "mlx-lm", "of it", "decode tok/s", "mlx-lm", "of it", "ms a step"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
-    for (shape, requests, frontends), rows in by_load.items():
-        print("| " + " | ".join(cells(shape, requests, frontends, rows)) + " |")
+    for load, rows in by_load.items():
+        print("| " + " | ".join(cells(load, rows)) + " |")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def main(folder: str, batches: list[str]) -> None:
             "program": "mlx-lm",
             "model": folder,
             "concurrency": batch,
+            "decode": DECODE,
             "prefill_tokens_per_s": round(prefill, 1),
             "decode_tokens_per_s": round(decode, 1),
         }
