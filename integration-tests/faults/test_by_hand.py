@@ -30,9 +30,7 @@ def test_streams_wait_for_a_daemon_that_is_started_by_hand(
     )
     own = "--scheduler-cls=vllm.v1.core.sched.async_scheduler.AsyncScheduler"
     variables = {"METAL_RPC_AUTOSTART": "0", "METAL_RPC_RECOVERY_TIMEOUT_S": "20"}
-    daemon = Daemon(folder)
-    daemon.start()
-    with Server(model, folder, *flags, own, **variables) as server:
+    with Daemon(folder) as daemon, Server(model, folder, *flags, own, **variables) as server:
         expected = [choice["token_ids"] for choice in server.ask_all(BODIES)]
         with Streams(server, BODIES, expected) as streams:
             for end in (daemon.kill, daemon.stop):

@@ -11,7 +11,7 @@ import pytest
 from framework import doomed, models, prompts
 from framework.baseline import Baseline
 from framework.bystander import Bystander
-from framework.daemon import Daemon, status
+from framework.daemon import Daemon, wait_for_sessions
 from framework.footprint import Footprint, wait_until_back
 from framework.frontend import DaemonError, new_request, ready_frontend
 from framework.relay import Relay
@@ -122,11 +122,11 @@ def test_a_frozen_vllm_goes_on_with_its_streams(
         streams.wait_until_all_flow()
         server.send_signal(signal.SIGSTOP)
         try:
-            _wait_until(lambda: not _report(server.folder)["sessions"])
+            wait_for_sessions(server.folder, 0)
         finally:
             server.send_signal(signal.SIGCONT)
+        wait_for_sessions(server.folder, 1)
         streams.wait_until_all_flow()
-        assert len(_report(server.folder)["sessions"]) == 1
 
 
 def _run_a_cycle(endpoint: str, model: Path) -> None:
@@ -152,9 +152,3 @@ def _wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def _report(folder: Path) -> dict:
-    report = status(folder)
-    assert report is not None
-    return report

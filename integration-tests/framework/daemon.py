@@ -18,6 +18,7 @@ from framework import paths
 
 READY_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 60.0
+SESSIONS_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.05
 _LOG_TAIL_BYTES: Final = 8 << 10
 
@@ -74,6 +75,15 @@ def wait_for_status(folder: Path, **changes: str) -> dict[str, Any]:
             return report
         time.sleep(_POLL_S)
     raise TimeoutError(f"no daemon answers in {folder} after {READY_TIMEOUT_S:g} s")
+
+
+def wait_for_sessions(folder: Path, num_sessions: int) -> dict[str, Any]:
+    """Waits for the daemon to have so many; a token alone may be one that was on its way."""
+    deadline = time.monotonic() + SESSIONS_TIMEOUT_S
+    while len((report := wait_for_status(folder))["sessions"]) != num_sessions:
+        assert time.monotonic() < deadline, report["sessions"]
+        time.sleep(_POLL_S)
+    return report
 
 
 def log_tail(path: Path) -> str:
