@@ -227,7 +227,8 @@ impl<'a, C: Code> Packed<'a, C> {
         R
     }
 
-    /// Products of `R` rows with `O` outputs from `first` on.
+    /// Products of `R` rows with `O` outputs from `first` on. The next `O` are asked for meanwhile:
+    /// their rows are too short for the CPU to foresee.
     ///
     /// # Safety
     /// The rows and outputs exist.
@@ -239,6 +240,7 @@ impl<'a, C: Code> Packed<'a, C> {
     ) -> [[L; O]; R] {
         let mut sums = [[L::splat(0.0); O]; R];
         let num_groups = self.inputs / self.group_size;
+        let row_size_bytes = self.output_size_bytes();
         let mut group = 0;
         while group < num_groups {
             let count = LANES.min(num_groups - group);
@@ -254,6 +256,10 @@ impl<'a, C: Code> Packed<'a, C> {
                 let eights = self.group_size / LANES;
                 let mut eight = 0;
                 while eight < eights {
+                    for o in 0..O {
+                        let ahead = codes[o].wrapping_add(eight * C::EIGHT_SIZE_BYTES);
+                        L::prefetch_later(ahead.wrapping_add(O * row_size_bytes));
+                    }
                     for _ in 0..SMALLEST_GROUP / LANES {
                         // SAFETY: within the group.
                         let weights: [L; O] = std::array::from_fn(|o| unsafe {
