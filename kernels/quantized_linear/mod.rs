@@ -1,5 +1,6 @@
 //! Linear layers and embeddings whose weights are quantised. Contract: `contract.md`.
 
+mod code;
 mod format;
 mod gpu;
 mod native;

@@ -4,7 +4,8 @@ use std::ffi::CStr;
 
 use super::{
     QuantizedFormat, QuantizedMatrix,
-    packed::{Code, Packed, Shared, with_code},
+    code::Code,
+    packed::{Packed, Shared, with_code},
 };
 use crate::{
     element::{FloatType, with_float_type},

@@ -3,18 +3,17 @@
 //! # Invariants
 //! A weight is always `code * scale + bias`, rounded once, and products are added in the order of
 //! `dot.rs`: few rows and many give the same bits.
-//!
-//! # Cost
-//! One row on AVX2: five instructions for eight weights (shift, mask, convert, and two
-//! multiply-adds), scale and bias once a group.
 
 #![expect(
     clippy::needless_range_loop,
     reason = "tiles are indexed alike on both sides"
 )]
 
+use std::marker::PhantomData;
+
 use half::{bf16, f16};
 
+use super::code::{Code, Computed, Decoder, LookedUp};
 use crate::{
     dot::Rows,
     element::{Float, FloatType},
@@ -25,44 +24,6 @@ use crate::{
 
 /// Smallest group, and divisor of all others.
 const SMALLEST_GROUP: usize = 32;
-
-/// What the bits of a weight mean.
-pub(super) trait Code: Copy + Send + Sync + 'static {
-    /// Bytes of eight codes.
-    const EIGHT_SIZE_BYTES: usize;
-
-    /// # Safety
-    /// Eight codes are readable at `ptr`.
-    unsafe fn load<L: Lanes>(ptr: *const u8) -> L;
-}
-
-/// Unsigned integers.
-#[derive(Clone, Copy)]
-pub(super) struct Integer<const BITS: usize>;
-
-impl<const BITS: usize> Code for Integer<BITS> {
-    const EIGHT_SIZE_BYTES: usize = BITS;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(ptr: *const u8) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_packed::<BITS>(ptr) }
-    }
-}
-
-/// Floats of four bits.
-#[derive(Clone, Copy)]
-pub(super) struct E2m1;
-
-impl Code for E2m1 {
-    const EIGHT_SIZE_BYTES: usize = 4;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(ptr: *const u8) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_e2m1(ptr) }
-    }
-}
 
 /// What the weights of a group share: one list each, `[outputs, groups]`.
 #[derive(Clone, Copy)]
@@ -95,61 +56,62 @@ impl<'a> Shared<'a> {
         assert!(lens == [len, len]);
     }
 
-    /// Those of up to eight groups from `first` on; more are undefined.
+    /// Writes those of up to eight groups from `first` on; more are undefined.
+    ///
+    /// They go where they are read from: a copy would wait for the stores before it.
     #[inline(always)]
-    fn load<L: Lanes>(self, first: usize, count: usize) -> Groups {
-        let (scales, biases) = match self {
-            Self::F32(scales, biases) => (
-                floats::<L, f32>(scales, first, count),
-                floats::<L, f32>(biases, first, count),
-            ),
-            Self::Bf16(scales, biases) => (
-                floats::<L, bf16>(scales, first, count),
-                floats::<L, bf16>(biases, first, count),
-            ),
-            Self::F16(scales, biases) => (
-                floats::<L, f16>(scales, first, count),
-                floats::<L, f16>(biases, first, count),
-            ),
-            Self::E8m0(exponents) => (powers(exponents, first, count), [0.0; LANES]),
-        };
-        Groups { scales, biases }
+    fn load<L: Lanes>(self, first: usize, count: usize, to: &mut Groups) {
+        let Groups { scales, biases } = to;
+        match self {
+            Self::F32(from, offsets) => {
+                floats::<L, f32>(from, first, count, scales);
+                floats::<L, f32>(offsets, first, count, biases);
+            }
+            Self::Bf16(from, offsets) => {
+                floats::<L, bf16>(from, first, count, scales);
+                floats::<L, bf16>(offsets, first, count, biases);
+            }
+            Self::F16(from, offsets) => {
+                floats::<L, f16>(from, first, count, scales);
+                floats::<L, f16>(offsets, first, count, biases);
+            }
+            Self::E8m0(exponents) => powers(exponents, first, count, scales),
+        }
     }
 }
 
 /// Scales and biases of eight groups.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Groups {
     scales: [f32; LANES],
     biases: [f32; LANES],
 }
 
 #[inline(always)]
-fn floats<L: Lanes, T: Float>(values: &[T], first: usize, count: usize) -> [f32; LANES] {
+fn floats<L: Lanes, T: Float>(values: &[T], first: usize, count: usize, to: &mut [f32; LANES]) {
     let values = &values[first..];
     assert!(count <= values.len());
     // Those of the next output do no harm; a full vector is much faster.
-    if values.len() >= LANES {
-        // SAFETY: eight elements.
-        unsafe { T::load::<L>(values.as_ptr()) }.to_array()
-    } else {
-        // SAFETY: fewer than eight, all of them there.
-        unsafe { load_partial::<L, T>(values.as_ptr(), values.len()) }.to_array()
+    // SAFETY: eight elements are read, or fewer that are all there; there is room for eight.
+    unsafe {
+        if values.len() >= LANES {
+            T::load::<L>(values.as_ptr()).store(to.as_mut_ptr());
+        } else {
+            load_partial::<L, T>(values.as_ptr(), values.len()).store(to.as_mut_ptr());
+        }
     }
 }
 
 /// 2^(e - 127). Zero is 2^-127, below the smallest normal number; 255 is NaN, as the format says.
 #[inline(always)]
-fn powers(exponents: &[u8], first: usize, count: usize) -> [f32; LANES] {
-    let mut powers = [0.0; LANES];
-    for (power, &exponent) in powers.iter_mut().zip(&exponents[first..][..count]) {
+fn powers(exponents: &[u8], first: usize, count: usize, to: &mut [f32; LANES]) {
+    for (power, &exponent) in to.iter_mut().zip(&exponents[first..][..count]) {
         *power = match exponent {
             0 => f32::from_bits(1 << 22),
             255 => f32::NAN,
             _ => f32::from_bits(u32::from(exponent) << 23),
         };
     }
-    powers
 }
 
 /// `[outputs, inputs]` as codes and what groups of them share.
@@ -159,7 +121,7 @@ pub(super) struct Packed<'a, C> {
     shared: Shared<'a>,
     inputs: usize,
     group_size: usize,
-    code: std::marker::PhantomData<C>,
+    code: PhantomData<C>,
 }
 
 impl<'a, C: Code> Packed<'a, C> {
@@ -179,7 +141,7 @@ impl<'a, C: Code> Packed<'a, C> {
             shared,
             inputs,
             group_size,
-            code: std::marker::PhantomData,
+            code: PhantomData,
         }
     }
 
@@ -192,12 +154,41 @@ impl<'a, C: Code> Packed<'a, C> {
         self.codes.as_ptr().wrapping_add(at)
     }
 
+    /// All rows of `x` with all `outputs`.
+    ///
+    /// # Safety
+    /// As [`Weight::stream`].
+    #[inline(always)]
+    unsafe fn bands<L: Lanes, D: Decoder<L>>(
+        self,
+        x: Rows<f32>,
+        outputs: Span,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        let mut row = 0;
+        while row < x.count {
+            // SAFETY: `row` is a row, and each band gets as many as it takes.
+            unsafe {
+                let rows = x.from(row);
+                let out = out.add(row * out_stride);
+                row += match rows.count {
+                    1 => self.band::<L, D, 1, 4>(rows, outputs, out, out_stride),
+                    2 => self.band::<L, D, 2, 2>(rows, outputs, out, out_stride),
+                    3 => self.band::<L, D, 3, 2>(rows, outputs, out, out_stride),
+                    4..8 => self.band::<L, D, 4, 2>(rows, outputs, out, out_stride),
+                    _ => self.band::<L, D, 8, 1>(rows, outputs, out, out_stride),
+                };
+            }
+        }
+    }
+
     /// The first `R` rows of `x` with all `outputs`. Returns `R`.
     ///
     /// # Safety
     /// As [`Weight::stream`], and `x` has `R` rows.
     #[inline(always)]
-    unsafe fn band<L: Lanes, const R: usize, const O: usize>(
+    unsafe fn band<L: Lanes, D: Decoder<L>, const R: usize, const O: usize>(
         self,
         x: Rows<f32>,
         outputs: Span,
@@ -208,7 +199,7 @@ impl<'a, C: Code> Packed<'a, C> {
         // SAFETY: outputs of the span; each result has its place.
         unsafe {
             while done + O <= outputs.len {
-                let sums = self.tile::<L, R, O>(x, outputs.first + done);
+                let sums = self.tile::<L, D, R, O>(x, outputs.first + done);
                 for r in 0..R {
                     for o in 0..O {
                         *out.add(r * out_stride + done + o) = sums[r][o].sum();
@@ -217,7 +208,7 @@ impl<'a, C: Code> Packed<'a, C> {
                 done += O;
             }
             while done < outputs.len {
-                let sums = self.tile::<L, R, 1>(x, outputs.first + done);
+                let sums = self.tile::<L, D, R, 1>(x, outputs.first + done);
                 for r in 0..R {
                     *out.add(r * out_stride + done) = sums[r][0].sum();
                 }
@@ -233,26 +224,32 @@ impl<'a, C: Code> Packed<'a, C> {
     /// # Safety
     /// The rows and outputs exist.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const R: usize, const O: usize>(
+    unsafe fn tile<L: Lanes, D: Decoder<L>, const R: usize, const O: usize>(
         self,
         x: Rows<f32>,
         first: usize,
     ) -> [[L; O]; R] {
         let mut sums = [[L::splat(0.0); O]; R];
+        // Loops fill these: of a closure the compiler may make a function without the CPU's features.
+        let mut shared = [Groups::default(); O];
+        let mut decoders = [D::new(0.0, 0.0); O];
+        let mut codes = [self.codes.as_ptr(); O];
+        let mut weights = [L::splat(0.0); O];
         let num_groups = self.inputs / self.group_size;
         let row_size_bytes = self.output_size_bytes();
         let mut group = 0;
         while group < num_groups {
             let count = LANES.min(num_groups - group);
-            let shared: [Groups; O] = std::array::from_fn(|o| {
-                self.shared
-                    .load::<L>((first + o) * num_groups + group, count)
-            });
+            for o in 0..O {
+                let place = (first + o) * num_groups + group;
+                self.shared.load::<L>(place, count, &mut shared[o]);
+            }
             for index in 0..count {
                 let input = (group + index) * self.group_size;
-                let scales: [L; O] = std::array::from_fn(|o| L::splat(shared[o].scales[index]));
-                let biases: [L; O] = std::array::from_fn(|o| L::splat(shared[o].biases[index]));
-                let codes: [*const u8; O] = std::array::from_fn(|o| self.code(first + o, input));
+                for o in 0..O {
+                    decoders[o] = D::new(shared[o].scales[index], shared[o].biases[index]);
+                    codes[o] = self.code(first + o, input);
+                }
                 let eights = self.group_size / LANES;
                 let mut eight = 0;
                 while eight < eights {
@@ -261,11 +258,11 @@ impl<'a, C: Code> Packed<'a, C> {
                         L::prefetch_later(ahead.wrapping_add(O * row_size_bytes));
                     }
                     for _ in 0..SMALLEST_GROUP / LANES {
-                        // SAFETY: within the group.
-                        let weights: [L; O] = std::array::from_fn(|o| unsafe {
-                            C::load::<L>(codes[o].add(eight * C::EIGHT_SIZE_BYTES))
-                                .mul_add(scales[o], biases[o])
-                        });
+                        for o in 0..O {
+                            let codes = codes[o].wrapping_add(eight * C::EIGHT_SIZE_BYTES);
+                            // SAFETY: within the group.
+                            weights[o] = unsafe { decoders[o].weights(codes) };
+                        }
                         for r in 0..R {
                             // SAFETY: a row of `x` has all inputs.
                             let x =
@@ -285,6 +282,8 @@ impl<'a, C: Code> Packed<'a, C> {
 }
 
 impl<C: Code> Weight for Packed<'_, C> {
+    const USES_TABLES: bool = C::VALUES.is_some();
+
     fn output_size_bytes(&self) -> usize {
         self.inputs / LANES * C::EIGHT_SIZE_BYTES
     }
@@ -297,19 +296,12 @@ impl<C: Code> Weight for Packed<'_, C> {
         out: *mut f32,
         out_stride: usize,
     ) {
-        let mut row = 0;
-        while row < x.count {
-            // SAFETY: `row` is a row, and each band gets as many as it takes.
-            unsafe {
-                let rows = x.from(row);
-                let out = out.add(row * out_stride);
-                row += match rows.count {
-                    1 => self.band::<L, 1, 4>(rows, outputs, out, out_stride),
-                    2 => self.band::<L, 2, 2>(rows, outputs, out, out_stride),
-                    3 => self.band::<L, 3, 2>(rows, outputs, out, out_stride),
-                    4..8 => self.band::<L, 4, 2>(rows, outputs, out, out_stride),
-                    _ => self.band::<L, 8, 1>(rows, outputs, out, out_stride),
-                };
+        // SAFETY: the caller's promises.
+        unsafe {
+            if Self::USES_TABLES && L::HAS_FAST_TABLES {
+                self.bands::<L, LookedUp<L, C>>(x, outputs, out, out_stride);
+            } else {
+                self.bands::<L, Computed<L, C>>(x, outputs, out, out_stride);
             }
         }
     }
@@ -319,10 +311,12 @@ impl<C: Code> Weight for Packed<'_, C> {
         let num_groups = self.inputs / self.group_size;
         let end = inputs.first + inputs.len;
         let (mut input, mut to) = (inputs.first, to);
+        let mut shared = Groups::default();
         while input < end {
             let group = input / self.group_size;
             let count = LANES.min(num_groups - group);
-            let shared = self.shared.load::<L>(output * num_groups + group, count);
+            self.shared
+                .load::<L>(output * num_groups + group, count, &mut shared);
             for index in 0..count {
                 let scale = L::splat(shared.scales[index]);
                 let bias = L::splat(shared.biases[index]);
@@ -346,31 +340,31 @@ macro_rules! with_code {
     ($format:expr, $C:ident => $body:expr) => {
         match $format {
             QuantizedFormat::Mxfp4 => {
-                type $C = $crate::quantized_linear::packed::E2m1;
+                type $C = $crate::quantized_linear::code::E2m1;
                 $body
             }
             QuantizedFormat::Affine { bits: 2, .. } => {
-                type $C = $crate::quantized_linear::packed::Integer<2>;
+                type $C = $crate::quantized_linear::code::Integer<2>;
                 $body
             }
             QuantizedFormat::Affine { bits: 3, .. } => {
-                type $C = $crate::quantized_linear::packed::Integer<3>;
+                type $C = $crate::quantized_linear::code::Integer<3>;
                 $body
             }
             QuantizedFormat::Affine { bits: 4, .. } => {
-                type $C = $crate::quantized_linear::packed::Integer<4>;
+                type $C = $crate::quantized_linear::code::Integer<4>;
                 $body
             }
             QuantizedFormat::Affine { bits: 5, .. } => {
-                type $C = $crate::quantized_linear::packed::Integer<5>;
+                type $C = $crate::quantized_linear::code::Integer<5>;
                 $body
             }
             QuantizedFormat::Affine { bits: 6, .. } => {
-                type $C = $crate::quantized_linear::packed::Integer<6>;
+                type $C = $crate::quantized_linear::code::Integer<6>;
                 $body
             }
             QuantizedFormat::Affine { .. } => {
-                type $C = $crate::quantized_linear::packed::Integer<8>;
+                type $C = $crate::quantized_linear::code::Integer<8>;
                 $body
             }
         }

@@ -36,7 +36,7 @@ use self::{
 use crate::{
     dot::Rows,
     pool::{self, Shared},
-    simd::{LANES, Lanes, Operation, vectorized},
+    simd::{LANES, Lanes, Operation, vectorized, vectorized_with_tables},
 };
 
 /// From this many rows on, converting the weights first pays.
@@ -66,6 +66,9 @@ const STREAM_OUTPUTS: usize = 24;
 
 /// A matrix of weights, `[outputs, inputs]`, in some format. A view: copies are free.
 pub(crate) trait Weight: Copy + Send + Sync {
+    /// Whether `stream` takes weights from tables where lanes are quick at it.
+    const USES_TABLES: bool = false;
+
     /// Bytes of the weights of one output.
     fn output_size_bytes(&self) -> usize;
 
@@ -281,7 +284,7 @@ impl<W: Weight> Product<'_, W> {
 
     /// Few rows: some outputs.
     fn stream(&self, group: Group<W>, first: usize, outputs: usize, y: &Shared<f32>) {
-        vectorized(Stream {
+        let stream = Stream {
             product: self,
             group,
             outputs: Span {
@@ -289,7 +292,11 @@ impl<W: Weight> Product<'_, W> {
                 len: outputs.min(self.outputs - first),
             },
             y,
-        });
+        };
+        match W::USES_TABLES {
+            true => vectorized_with_tables(stream),
+            false => vectorized(stream),
+        }
     }
 
     /// Many rows: task `task` of a group.
