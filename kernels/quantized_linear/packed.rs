@@ -318,14 +318,12 @@ impl<C: Code> Weight for Packed<'_, C> {
             self.shared
                 .load::<L>(output * num_groups + group, count, &mut shared);
             for index in 0..count {
-                let scale = L::splat(shared.scales[index]);
-                let bias = L::splat(shared.biases[index]);
+                let decoder = Computed::<L, C>::new(shared.scales[index], shared.biases[index]);
                 let group_end = ((group + index + 1) * self.group_size).min(end);
                 while input < group_end {
                     // SAFETY: an input of the piece; the caller has room for its eight.
                     unsafe {
-                        let codes = C::load::<L>(self.code(output, input));
-                        codes.mul_add(scale, bias).store(to);
+                        decoder.weights(self.code(output, input)).store(to);
                     }
                     to = to.wrapping_add(stride);
                     input += LANES;
