@@ -2,12 +2,13 @@
 
 A connection is used by two threads. The engine's main thread sends steps on it directly, because
 handing each frame to another thread would cost two thread switches and a wait for the GIL. The
-I/O thread receives. ZeroMQ sockets are not thread-safe, so every call on one is made under a
-lock, and who receives waits on the socket's file descriptor, never inside the socket.
+I/O thread receives, or the main thread while it waits for a step (`receiving.py`). ZeroMQ sockets
+are not thread-safe, so every call on one is made under a lock, and who receives waits on the
+socket's file descriptor, never inside the socket.
 
 That descriptor is edge-triggered, and *any* call on the socket may consume the edge. Hence the
-rule: whoever has called `send` looks at `EVENTS` before it lets go of the lock, and wakes the I/O
-thread if there is something to read.
+rule: whoever has called `send` looks at `EVENTS` before it lets go of the lock, and wakes whoever
+receives if there is something to read.
 
 # Invariants
 - A connection is opened once and never reconnects: a routing id that outlives its peer would reach
