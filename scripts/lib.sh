@@ -16,6 +16,13 @@ die() {
   exit 1
 }
 
+# room GB WHAT: ends the script unless the checkout's disk has so much room for WHAT.
+room() {
+  local free_gb
+  free_gb=$(df -Pk "$ROOT" | awk 'NR == 2 { print int($4 / 1000000) }')
+  ((free_gb >= $1)) || die "$2 needs $1 GB of disk, $free_gb are free at $ROOT"
+}
+
 # stage TITLE COMMAND...: runs COMMAND with its output in a log; says every 15 s how far it is, at
 # the end how long it took. When it fails, shows the end of the log and ends the script.
 stage() {
