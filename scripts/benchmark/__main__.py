@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from benchmark import boot, contest, end_to_end, environments, machine, paths, report, rpc
-from benchmark.engines import ENGINES, Work
+from benchmark import boot, contest, end_to_end, engines, environments, machine, paths, report, rpc
+from benchmark.engines import Work
 from benchmark.environments import MissingError
 from benchmark.records import Records, say
 
@@ -23,15 +23,21 @@ def main() -> None:
     counts = tuple(arguments.concurrency)
     work = Work(32, 8, (1, 2)) if arguments.quick else Work(concurrency=counts)
     rounds = 1 if arguments.quick else arguments.rounds
-    engines = [e for e in ENGINES if e.name in arguments.engine and e.bits in arguments.bits]
+    model = arguments.model
+    chosen = [
+        engine
+        for engine in engines.of(model)
+        if engine.name in arguments.engine and engine.bits in arguments.bits
+    ]
     folder: Path = arguments.out
     records = Records(folder / "records.jsonl", append=arguments.append)
-    records.add("command", command=shlex.join(["scripts/bench", *sys.argv[1:]]))
+    command = shlex.join(["scripts/bench", *sys.argv[1:]])
+    records.add("command", command=command, model=engines.MODELS[model])
     parts: dict[str, Callable[[], None]] = {
         "machine": lambda: machine.run(records),
-        "engines": lambda: contest.run(records, engines, work, rounds),
-        "serve": lambda: end_to_end.run(records, work),
-        "boot": lambda: boot.run(records, rounds),
+        "engines": lambda: contest.run(records, chosen, work, rounds),
+        "serve": lambda: end_to_end.run(records, engines.folder(model), work),
+        "boot": lambda: boot.run(records, engines.folder(model), rounds),
         "rpc": lambda: rpc.run(records, quick=arguments.quick),
         "plot": lambda: _plot(records, folder / "plot.png"),
     }
@@ -46,9 +52,17 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument(
+        "--model",
+        choices=engines.MODELS,
+        default=engines.DEFAULT_MODEL,
+        help=f"one of {', '.join(engines.MODELS)} [default: {engines.DEFAULT_MODEL}]",
+        metavar="X",
+    )
     parser.add_argument("--quick", action="store_true", help="little work, to see that it runs")
-    names = sorted({engine.name for engine in ENGINES})
-    widths = sorted({engine.bits for engine in ENGINES})
+    every = engines.of(engines.DEFAULT_MODEL)
+    names = sorted({engine.name for engine in every})
+    widths = sorted({engine.bits for engine in every})
     several: dict[str, Any] = {"nargs": "+", "metavar": "X"}
     parser.add_argument(
         "--only", choices=PARTS, default=PARTS, help=f"parts of {', '.join(PARTS)}", **several

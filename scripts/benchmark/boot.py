@@ -3,14 +3,14 @@
 import json
 import statistics
 import subprocess
+from pathlib import Path
 
-from benchmark import engines, paths
+from benchmark import paths
 from benchmark.records import Records, say
 
 
-def run(records: Records, rounds: int) -> None:
+def run(records: Records, model: Path, rounds: int) -> None:
     """Measures and records. The model's files are in the page cache from the second start on."""
-    model = engines.folder(engines.MODEL)
     command = [str(paths.METALD), "bench", "boot", "--json", "--model", str(model)]
     command += ["--cache-mib", "1024", "--repeat", str(rounds + 1)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Final
 
-from benchmark import engines, paths
+from benchmark import paths
 from benchmark.engines import Work
 from benchmark.records import Records, say
 
@@ -111,9 +111,8 @@ def _vllm() -> list[str]:
     return [str(paths.PYTHON), str(paths.PYTHON.with_name("vllm"))]
 
 
-def run(records: Records, work: Work) -> None:
+def run(records: Records, model: Path, work: Work) -> None:
     """Measures and records."""
-    model = engines.folder(engines.MODEL)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         say("starting vllm serve ...")

@@ -1,7 +1,7 @@
 """Which engine runs which weights, and how it is started.
 
-Everything is made of one checkpoint, SmolLM2-135M, so that all engines read the same weights, in
-the formats that each has.
+Everything is made of one checkpoint, so that all engines read the same weights, in the formats that
+each has.
 """
 
 import os
@@ -15,7 +15,8 @@ from benchmark import environments, machine, paths
 from benchmark.environments import MissingError
 from benchmark.records import say
 
-MODEL: Final = "smollm2-135m"
+MODELS: Final = {"smollm2-135m": "SmolLM2-135M", "gemma3-270m": "Gemma 3 270M"}
+DEFAULT_MODEL: Final = "smollm2-135m"
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,14 @@ def folder(name: str) -> Path:
     return Path(result.stdout.splitlines()[-1])
 
 
-def gguf(weights: str) -> Path:
-    """The model as a GGUF file.
+def gguf(model: str, weights: str) -> Path:
+    """A model as a GGUF file.
 
     Raises:
         MissingError: It cannot be made.
     """
-    (source,) = folder(f"{MODEL}-gguf").glob("*.gguf")
-    target = paths.cache() / f"{MODEL}-{weights}.gguf"
+    (source,) = folder(f"{model}-gguf").glob("*.gguf")
+    target = paths.cache() / f"{model}-{weights}.gguf"
     if not target.is_file():
         say(f"making {target.name} ...")
         script = paths.WORKERS / "llama_cpp_quantize.py"
@@ -121,9 +122,9 @@ def _vllm_cpu(dtype: str) -> Callable[[], dict[str, str]]:
     }
 
 
-def _llama_cpp(bits: int, weights: str) -> Engine:
+def _llama_cpp(bits: int, weights: str, model: str) -> Engine:
     start = worker(environments.LLAMA_CPP.python, "llama_cpp_worker.py")
-    return Engine("llama.cpp", bits, weights, lambda: gguf(weights), start)
+    return Engine("llama.cpp", bits, weights, lambda: gguf(model, weights), start)
 
 
 def _mlx_lm(name: str, bits: int, weights: str, model: str, **more: object) -> Engine:
@@ -137,40 +138,27 @@ def _ours(bits: int, weights: str, model: str) -> Engine:
 
 
 OURS: Final = "metal-rpc"
-ENGINES: Final = (
-    _ours(16, "bfloat16", MODEL),
-    _ours(8, "affine, groups of 64", f"{MODEL}-8bit"),
-    _ours(4, "affine, groups of 64", f"{MODEL}-4bit"),
-    _llama_cpp(16, "bf16"),
-    _llama_cpp(16, "f16"),
-    _llama_cpp(8, "q8_0"),
-    _llama_cpp(4, "q4_0"),
-    _llama_cpp(4, "q4_1"),
-    Engine(
-        "vLLM CPU",
-        16,
-        "bfloat16",
-        lambda: folder(MODEL),
-        worker(environments.VLLM_CPU.python, "vllm_cpu_worker.py"),
-        _vllm_cpu("bfloat16"),
-    ),
-    Engine(
-        "vLLM CPU",
-        32,
-        "float32",
-        lambda: folder(MODEL),
-        worker(environments.VLLM_CPU.python, "vllm_cpu_worker.py"),
-        _vllm_cpu("float32"),
-    ),
-    Engine(
-        "transformers",
-        16,
-        "bfloat16",
-        lambda: folder(MODEL),
-        worker(lambda: paths.PYTHON, "transformers_worker.py"),
-    ),
-    _mlx_lm("mlx-lm, OpenBLAS", 32, "float32", MODEL, variables=_with_openblas),
-    _mlx_lm("mlx-lm", 32, "float32", MODEL, is_slow=True),
-    _mlx_lm("mlx-lm", 8, "affine, groups of 64", f"{MODEL}-8bit", is_slow=True),
-    _mlx_lm("mlx-lm", 4, "affine, groups of 64", f"{MODEL}-4bit", is_slow=True),
-)
+_AFFINE: Final = "affine, groups of 64"
+
+
+def of(model: str) -> tuple[Engine, ...]:
+    """All engines with the weights of one of `MODELS`."""
+    vllm_cpu = worker(environments.VLLM_CPU.python, "vllm_cpu_worker.py")
+    transformers = worker(lambda: paths.PYTHON, "transformers_worker.py")
+    return (
+        _ours(16, "bfloat16", model),
+        _ours(8, _AFFINE, f"{model}-8bit"),
+        _ours(4, _AFFINE, f"{model}-4bit"),
+        _llama_cpp(16, "bf16", model),
+        _llama_cpp(16, "f16", model),
+        _llama_cpp(8, "q8_0", model),
+        _llama_cpp(4, "q4_0", model),
+        _llama_cpp(4, "q4_1", model),
+        Engine("vLLM CPU", 16, "bfloat16", lambda: folder(model), vllm_cpu, _vllm_cpu("bfloat16")),
+        Engine("vLLM CPU", 32, "float32", lambda: folder(model), vllm_cpu, _vllm_cpu("float32")),
+        Engine("transformers", 16, "bfloat16", lambda: folder(model), transformers),
+        _mlx_lm("mlx-lm, OpenBLAS", 32, "float32", model, variables=_with_openblas),
+        _mlx_lm("mlx-lm", 32, "float32", model, is_slow=True),
+        _mlx_lm("mlx-lm", 8, _AFFINE, f"{model}-8bit", is_slow=True),
+        _mlx_lm("mlx-lm", 4, _AFFINE, f"{model}-4bit", is_slow=True),
+    )

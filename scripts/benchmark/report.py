@@ -31,6 +31,11 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _model(records: Records) -> str:
+    name: str = records.of("command")[-1]["model"]
+    return name
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return ""
@@ -76,7 +81,7 @@ def _engines(records: Records) -> str:
     lines = records.of("engine")
     longest = max((line["prompt"], line["decode"]) for line in lines)
     short = {(line["prompt"], line["decode"]) for line in lines} - {longest}
-    note = f"SmolLM2-135M, tokens/s, prompt {longest[0]}, decode {longest[1]}, medians."
+    note = f"{_model(records)}, tokens/s, prompt {longest[0]}, decode {longest[1]}, medians."
     for prompt, decode in sorted(short):
         slow = {n["engine"] for n in lines if (n["prompt"], n["decode"]) == (prompt, decode)}
         note += f" {', '.join(sorted(slow))}: prompt {prompt}, decode {decode}, as it is slow."
@@ -155,7 +160,7 @@ def _boot(records: Records) -> str:
     line = lines[-1]
     over = (line["resident_bytes"] - line["weights_bytes"]) / 1e6
     return (
-        f"`metald serve` answers after {line['start_ms']:.0f} ms, SmolLM2-135M in bfloat16 is "
+        f"`metald serve` answers after {line['start_ms']:.0f} ms, {_model(records)} in bfloat16 is "
         f"loaded {line['load_ms']:.0f} ms after it was asked for (files in the page cache), and "
         f"the daemon then takes its weights and {over:.0f} MB, an empty cache of "
         f"{line['cache_bytes'] / 2**30:.1f} GiB included."

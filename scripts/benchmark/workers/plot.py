@@ -36,7 +36,8 @@ def main() -> None:
     machine = next((line for line in lines if line["part"] == "machine"), None)
     if machine is not None:
         about = f"{machine['at'][:10]}, {machine['cpu']}, {machine['cores']} cores"
-        figure.suptitle(f"SmolLM2-135M, tokens/s: {about}", fontsize=10)
+        model = next(line["model"] for line in lines if line["part"] == "command")
+        figure.suptitle(f"{model}, tokens/s: {about}", fontsize=10)
     figure.tight_layout()
     figure.savefig(target, dpi=110)
 
