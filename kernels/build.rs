@@ -26,6 +26,10 @@ fn main() {
         .warnings(true)
         .extra_warnings(true)
         .opt_level(2);
+    // Elsewhere MLX is a part of the executable, and its allocator is Metal's.
+    if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        build.file("primitive/allocator.cpp");
+    }
     if env::var_os("CARGO_FEATURE_EMULATION").is_some() {
         println!("cargo::rerun-if-changed=dialect");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("Cargo sets it"));

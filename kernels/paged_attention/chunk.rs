@@ -4,7 +4,7 @@ use super::{
     native::{Call, PagedAttention},
     plan::{CHUNK, Tile},
 };
-use crate::simd::LANES;
+use crate::{scratch::grow, simd::LANES};
 
 /// What a thread keeps between chunks. A row's partial result is `max`, `sum` and weighted values.
 #[derive(Default)]
@@ -45,12 +45,6 @@ pub(super) fn padded_dim(params: &PagedAttention) -> usize {
 /// Number of f32 in a partial result of `tile`.
 pub(super) fn partial_size(params: &PagedAttention, tile: &Tile) -> usize {
     tile.num_tokens * params.group() * (padded_dim(params) + 2)
-}
-
-fn grow(buffer: &mut Vec<f32>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
 }
 
 impl Scratch {

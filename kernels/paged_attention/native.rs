@@ -16,6 +16,7 @@ use crate::{
     element::{Float, FloatType, with_float_type},
     node::{HostKernel, View},
     pool::{self, Shared},
+    scratch::grow,
 };
 
 /// Tiles a thread should have before chunks are dealt out one by one.
@@ -160,9 +161,7 @@ impl<T: Float> Call<'_, T> {
         };
         PARTIALS.with_borrow_mut(|partials| {
             let total = start(tiles.len());
-            if partials.len() < total {
-                partials.resize(total, 0.0);
-            }
+            grow(partials, total);
             let partials = Shared::new(partials);
             pool::for_each(num_chunks, work, |task| {
                 let (index, tile, nth, chunk) = find(task);

@@ -42,6 +42,12 @@ pub enum KernelError {
         /// What the value has to be.
         rule: &'static str,
     },
+    /// The host has no memory for a copy of a result.
+    #[error("no memory to copy a result of {size_bytes} bytes")]
+    NoMemory {
+        /// What the copy needs.
+        size_bytes: usize,
+    },
     /// MLX, or a kernel while it ran, reported an error.
     #[error("MLX: {0}")]
     Mlx(#[from] Exception),
@@ -51,12 +57,17 @@ impl KernelError {
     /// Whether memory ran out.
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Mlx(error) if is_out_of_memory(error))
+        match self {
+            Self::NoMemory { .. } => true,
+            Self::Mlx(error) => is_out_of_memory(error),
+            Self::Shape { .. } | Self::Dtype { .. } | Self::Value { .. } => false,
+        }
     }
 }
 
-/// Whether MLX found no memory. It says so in words alone: `std::bad_alloc`, `[malloc] Unable to
-/// allocate`, `[metal::malloc] Attempting to allocate`, `mmap: Cannot allocate memory`.
+/// Whether MLX found no memory. It says so in words alone: `[malloc] Unable to allocate` (also in
+/// `primitive/allocator.cpp`), `[metal::malloc] Attempting to allocate`, `std::bad_alloc`, `mmap:
+/// Cannot allocate memory`.
 #[must_use]
 pub fn is_out_of_memory(error: &Exception) -> bool {
     let what = error.what().to_lowercase();

@@ -15,6 +15,7 @@
 //! | `check`, `error` | what every function checks, and says when it fails |
 //! | `footprint` | memory of this process, as the system counts it |
 //! | `memory` | reserved pools, and reading results from other threads |
+//! | `scratch` | memory that kernels compute in |
 //! | `replay` | a step's launches, recorded and run again |
 //! | `delay` | a node that takes time, to measure what surrounds a model |
 //! | `exit` | the end of a process that MLX must not hold up |
@@ -40,6 +41,7 @@ mod node;
 mod pool;
 mod product;
 mod replay;
+mod scratch;
 mod simd;
 
 #[path = "../add_rms_norm/mod.rs"]

@@ -105,7 +105,8 @@ pub fn data_ptr(array: &Array) -> Result<usize> {
 /// Waits for a scheduled int32 `array` and copies it, without touching any stream.
 ///
 /// # Errors
-/// [`KernelError::Dtype`] if it is not int32, and [`KernelError::Mlx`] as [`wait`] or if it is not in row order.
+/// [`KernelError::Dtype`] if it is not int32, [`KernelError::NoMemory`] if there is none for the copy,
+/// and [`KernelError::Mlx`] as [`wait`] or if it is not in row order.
 #[track_caller]
 pub fn to_vec_i32(array: &Array) -> Result<Vec<i32>> {
     to_vec("to_vec_i32", array, Dtype::Int32, "int32")
@@ -114,7 +115,7 @@ pub fn to_vec_i32(array: &Array) -> Result<Vec<i32>> {
 /// Waits for a scheduled float32 `array` and copies it, without touching any stream.
 ///
 /// # Errors
-/// [`KernelError::Dtype`] if it is not float32, and [`KernelError::Mlx`] as [`wait`] or if it is not in row order.
+/// As [`to_vec_i32`], for float32.
 #[track_caller]
 pub fn to_vec_f32(array: &Array) -> Result<Vec<f32>> {
     to_vec("to_vec_f32", array, Dtype::Float32, "float32")
@@ -134,6 +135,12 @@ fn to_vec<T: Scalar>(
     if len == 0 {
         return Ok(Vec::new());
     }
+    let size_bytes = view.size_bytes;
+    let mut values = Vec::new();
+    values
+        .try_reserve_exact(len)
+        .map_err(|_| KernelError::NoMemory { size_bytes })?;
     // SAFETY: computed memory in row order, of the element type just checked; `array` keeps it.
-    Ok(unsafe { std::slice::from_raw_parts(view.data.cast::<T>(), len) }.to_vec())
+    values.extend_from_slice(unsafe { std::slice::from_raw_parts(view.data.cast::<T>(), len) });
+    Ok(values)
 }

@@ -36,6 +36,7 @@ use self::{
 use crate::{
     dot::Rows,
     pool::{self, Shared},
+    scratch::grow,
     simd::{LANES, Lanes, Operation, vectorized, vectorized_with_tables},
 };
 
@@ -266,9 +267,7 @@ impl<W: Weight> Product<'_, W> {
     fn pack<K: Tiles>(&self, plan: &mut Plan) {
         let len = steps(self.inputs) * K::ROWS * LANES;
         let Plan { packs, packed, .. } = plan;
-        if packed.len() < packs.len() * len {
-            packed.resize(packs.len() * len, 0.0);
-        }
+        grow(packed, packs.len() * len);
         let packed = Shared::new(packed);
         pool::for_each(packs.len(), packs.len() * len, |index| {
             vectorized(PackRows {

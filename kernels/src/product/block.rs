@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     pool::Shared,
+    scratch::grow,
     simd::{LANES, Lanes, Operation, load_partial, vectorized},
 };
 
@@ -125,12 +126,6 @@ impl Block<'_> {
             y: unsafe { self.y.column(start) },
             y_stride: self.num_outputs,
         }
-    }
-}
-
-fn grow(buffer: &mut Vec<f32>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
     }
 }
 

@@ -16,13 +16,16 @@ use std::cell::RefCell;
 
 use self::{
     pack::{Line, Panel},
-    plan::{Part, Plan, Rows, grow},
+    plan::{Part, Plan, Rows},
 };
 use super::{
     Group, Product, Span, Weight,
     amx::{COLUMNS, INPUTS, OUTPUTS, Operands, PAIR, TILE_SIZE_BYTES, Unit},
 };
-use crate::pool::{self, Shared};
+use crate::{
+    pool::{self, Shared},
+    scratch::grow,
+};
 
 /// Rows of bf16 that make up one of f32.
 const PARTS: usize = 3;

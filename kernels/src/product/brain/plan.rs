@@ -7,6 +7,7 @@ use super::{
 use crate::{
     pool::{self, Shared},
     product::{Product, Weight},
+    scratch::grow,
 };
 
 /// Bytes of weights that one task reads, at least, where there are few rows.
@@ -140,11 +141,5 @@ impl Rows<'_> {
             }
             .run();
         }
-    }
-}
-
-pub(super) fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
     }
 }
