@@ -42,10 +42,10 @@ use metal_rpc_kernels::{KernelError, is_out_of_memory};
 use metal_rpc_protocol::{ErrorCode, ErrorReply, Scope, ServedStatus};
 use tracing::warn;
 
-use crate::batch::admission::{Candidate, NextForward, next_forward};
+use crate::batch::admission::{Bounds, Candidate, NextForward, next_forward};
 use crate::batch::turns::Turns;
 use crate::device::{Device, MemoryBudget};
-use crate::limits::{IDLE_BEAT_MS, MAX_TOKENS_PER_FORWARD};
+use crate::limits::{FORWARDS_ALONE, IDLE_BEAT_MS, MAX_TOKENS_PER_FORWARD};
 use crate::models::loaded::{LoadedModel, ModelKey};
 use crate::models::{Loader, ModelError, ModelRoots};
 use crate::reply::Submitted;
@@ -127,6 +127,8 @@ pub struct Engine {
     recordings: Recordings,
     turns: Turns,
     num_in_flight: usize,
+    /// Forwards to come that have one session each, because one of several has failed.
+    num_alone: u32,
     /// What was done since the start.
     served: ServedStatus,
 }
@@ -167,6 +169,7 @@ impl Engine {
             held: HashMap::new(),
             recordings: Recordings::default(),
             num_in_flight: 0,
+            num_alone: 0,
             served: ServedStatus::default(),
         }
     }
@@ -225,6 +228,7 @@ impl Engine {
             .map(|c| (c.session, c.begun.step.seq))
             .collect();
         if let Err(error) = self.forward(&forward.model, chunks) {
+            self.forward_failed(steps.len());
             for (session, seq) in steps {
                 let message = format!("the step failed: {error}");
                 self.end_session(session, seq, error.code(), message);
@@ -298,7 +302,38 @@ impl Engine {
             0 | 1 => MAX_TOKENS_PER_FORWARD,
             _ => self.config.turn_tokens,
         };
-        next_forward(&candidates, &mut self.turns, self.num_in_flight, max_tokens)
+        let bounds = Bounds {
+            max_tokens,
+            alone: (self.num_alone > 0).then_some(self.num_alone),
+        };
+        let next = next_forward(&candidates, &mut self.turns, self.num_in_flight, bounds)?;
+        self.num_alone = self.num_alone.saturating_sub(1);
+        Some(next)
+    }
+
+    /// Whose doing it was, only forwards of one session each can tell.
+    fn forward_failed(&mut self, num_sessions: usize) {
+        if num_sessions > 1 {
+            self.num_alone = FORWARDS_ALONE;
+        }
+    }
+
+    /// The device has failed in a forward whose steps `answered` are told so. Steps that would have
+    /// ended in a later one have lost what it should have written.
+    fn device_failed(&mut self, answered: usize) {
+        let broken: Vec<(SessionId, u64)> = self
+            .sessions
+            .iter()
+            .filter_map(|(id, session)| {
+                let begun = session.begun.as_ref()?;
+                begun.submitted.map(|_| (*id, begun.step.seq))
+            })
+            .collect();
+        self.forward_failed(answered + broken.len());
+        for (id, seq) in broken {
+            let message = "the device could not run a part of the step".to_owned();
+            self.end_session(id, seq, ErrorCode::StepFailed, message);
+        }
     }
 
     /// Takes the begun steps of these sessions, and of each the tokens that run now.

@@ -39,6 +39,10 @@ pub const REPLY_QUEUE_DEPTH: usize = 256;
 /// Forwards that the device has to do: one runs, one is built on its result.
 pub const MAX_FORWARDS_IN_FLIGHT: usize = 2;
 
+/// Forwards of one session each, after one of several has failed: until those whose it was have come
+/// back and run again.
+pub const FORWARDS_ALONE: u32 = 128;
+
 /// Tokens of one forward.
 pub const MAX_TOKENS_PER_FORWARD: u32 = 1 << 17;
 

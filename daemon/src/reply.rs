@@ -88,6 +88,7 @@ pub fn answer_all(forward: Submitted, engine: &SyncSender<EngineMessage>) {
     let _ = engine.send(EngineMessage::Completed {
         sessions,
         was_forward: forward.done.is_some(),
+        has_failed: failed.is_some(),
     });
     for (outbox, seq, result) in answers {
         answer(&outbox, seq, result);

@@ -7,6 +7,10 @@
 //! A forward is submitted while another runs only if every session that is at work already has its
 //! next tokens here: then nobody is left out of the merge, and the device never waits for the host.
 //! Otherwise the steps wait for each other, and nobody waits for more than the forward that runs.
+//!
+//! A forward that fails ends all sessions in it, also those that had no part in the failure. They
+//! come back and run the same again: so for a while each runs alone, and whoever is the cause fails
+//! alone.
 
 use std::collections::BTreeMap;
 
@@ -31,6 +35,15 @@ pub struct Candidate {
     pub is_busy: bool,
 }
 
+/// What a forward may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Most tokens; not less than the number of sessions.
+    pub max_tokens: u32,
+    /// If given, one session: this one of those that are ready, counted round and round.
+    pub alone: Option<u32>,
+}
+
 /// What the next forward runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextForward {
@@ -40,15 +53,13 @@ pub struct NextForward {
     pub shares: Vec<(SessionId, u32)>,
 }
 
-/// The next forward of at most `max_tokens` tokens; none if it is better to wait.
-///
-/// `max_tokens` must not be less than the number of sessions.
+/// The next forward; none if it is better to wait.
 #[must_use]
 pub fn next_forward(
     candidates: &[Candidate],
     turns: &mut Turns,
     forwards_in_flight: usize,
-    max_tokens: u32,
+    bounds: Bounds,
 ) -> Option<NextForward> {
     let others_are_coming = candidates
         .iter()
@@ -67,10 +78,13 @@ pub fn next_forward(
         *weights.entry(&candidate.model).or_default() += ready;
     }
     let model = turns.next(&weights)?;
-    let riders: Vec<&Candidate> = candidates
+    let mut riders: Vec<&Candidate> = candidates
         .iter()
         .filter(|candidate| candidate.model == model && candidate.ready_tokens > 0)
         .collect();
+    if let Some(turn) = bounds.alone {
+        riders = vec![riders[turn as usize % riders.len()]];
+    }
     let wants: Vec<Want> = riders
         .iter()
         .map(|rider| Want {
@@ -78,7 +92,7 @@ pub fn next_forward(
             weight: rider.weight,
         })
         .collect();
-    let tokens = shares(max_tokens, &wants);
+    let tokens = shares(bounds.max_tokens, &wants);
     turns.charge(&model, tokens.iter().sum());
     let sessions = riders.into_iter().map(|rider| rider.session);
     Some(NextForward {
@@ -93,8 +107,21 @@ mod tests {
 
     const TURN: u32 = 64;
 
+    const TOGETHER: Bounds = Bounds {
+        max_tokens: TURN,
+        alone: None,
+    };
+
     /// `(ready tokens, busy, model)` of sessions 0, 1, 2, ...
     fn check(sessions: &[(u32, bool, &str)], in_flight: usize, expected: &[(u32, u32)]) {
+        check_within(sessions, (in_flight, TOGETHER), expected);
+    }
+
+    fn check_within(
+        sessions: &[(u32, bool, &str)],
+        (in_flight, bounds): (usize, Bounds),
+        expected: &[(u32, u32)],
+    ) {
         let candidates: Vec<Candidate> = (0..)
             .zip(sessions)
             .map(|(id, (ready_tokens, is_busy, model))| Candidate {
@@ -105,7 +132,7 @@ mod tests {
                 is_busy: *is_busy,
             })
             .collect();
-        let next = next_forward(&candidates, &mut Turns::new(TURN), in_flight, TURN);
+        let next = next_forward(&candidates, &mut Turns::new(TURN), in_flight, bounds);
         let chosen: Vec<(u32, u32)> = next
             .map(|next| next.shares)
             .unwrap_or_default()
@@ -130,6 +157,23 @@ mod tests {
         check(&[(1, true, "a")], 2, &[]);
         check(&[(1, true, "a"), (0, true, "a")], 1, &[]);
         check(&[(1, false, "a"), (0, true, "a")], 0, &[(0, 1)]);
+    }
+
+    #[test]
+    fn after_a_failure_each_session_has_its_turn_alone() {
+        let sessions = [(1, false, "a"), (0, false, "a"), (2, false, "a")];
+        for (turn, expected) in [(0, (0, 1)), (1, (2, 2)), (2, (0, 1))] {
+            let bounds = Bounds {
+                alone: Some(turn),
+                ..TOGETHER
+            };
+            check_within(&sessions, (0, bounds), &[expected]);
+        }
+        let alone = Bounds {
+            alone: Some(7),
+            ..TOGETHER
+        };
+        check_within(&[(0, false, "a")], (0, alone), &[]);
     }
 
     #[test]

@@ -40,7 +40,13 @@ impl Engine {
             EngineMessage::Completed {
                 sessions,
                 was_forward,
-            } => self.completed(&sessions, was_forward),
+                has_failed,
+            } => {
+                if has_failed {
+                    self.device_failed(sessions.len());
+                }
+                self.completed(&sessions, was_forward);
+            }
             EngineMessage::Status { answer } => {
                 // Who asked may have stopped waiting.
                 let _ = answer.send(self.status());

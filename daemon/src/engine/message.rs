@@ -57,6 +57,8 @@ pub enum EngineMessage {
         sessions: Vec<SessionId>,
         /// Whether it was a forward.
         was_forward: bool,
+        /// Whether that went wrong.
+        has_failed: bool,
     },
     /// Somebody asks what the engine does.
     Status {

@@ -259,6 +259,15 @@ pub(super) fn exec(rows: &[(u32, u32, u32)]) -> Exec {
     }
 }
 
+/// The first step of a request on handle 0: all of a prompt.
+pub(super) fn open_and_run(len: usize) -> Exec {
+    let tokens = prompt(3, len);
+    Exec {
+        new_requests: vec![open_request(0, &tokens, 1, greedy())],
+        ..exec(&[(0, 0, u32::try_from(len).expect("short"))])
+    }
+}
+
 /// `num_tokens` tokens of one request, its prompt run in chunks of `chunk`, one step at a time.
 pub(super) fn generate_alone(
     frontend: &mut Frontend<'_>,
