@@ -59,7 +59,8 @@ class Script:
         restart_after: Numbers of steps after which the daemon dies and a new one listens.
         die_at: Messages, by their type, each of which kills one daemon when it arrives.
         die_token: A request whose prompt begins with it kills every daemon that it reaches.
-        refuse: Answers of set-up messages, by their type, used once.
+        lost_token: Each step that runs it fails, and ends its session.
+        refuse: Answers of messages, by their type, used once.
         step_delay_s: Time that a step takes.
         fail_token: A request whose prompt begins with it cannot be sampled.
         mute: Whether to read and answer nothing.
@@ -69,6 +70,7 @@ class Script:
     restart_after: list[int] = field(default_factory=list)
     die_at: list[type] = field(default_factory=list)
     die_token: int = -1
+    lost_token: int = -1
     refuse: dict[type, m.ErrorReply] = field(default_factory=dict)
     step_delay_s: float = 0.0
     mute: bool = False
@@ -166,10 +168,14 @@ class FakeDaemon:
             self.script.die_at.pop(0)
             raise Death
         if refusal := self.script.refuse.pop(type(request), None):
+            if isinstance(request, m.Exec) and refusal.scope == Scope.SESSION:
+                self.sessions.pop(token, None)
             return [(refusal, seq)]
         try:
             return self._dispatch(request, token, seq, epoch)
         except Refusal as refused:
+            if refused.reply.scope == Scope.SESSION:
+                self.sessions.pop(token, None)
             return [(refused.reply, seq)]
 
     def _dispatch(
@@ -254,6 +260,8 @@ class FakeDaemon:
         end = computed + count
         if end > len(request.tokens) or len(request.blocks) * block_size < end:
             raise invalid(f"handle {handle} runs past its tokens or blocks")
+        if self.script.lost_token in request.tokens[computed:end]:
+            raise Refusal(ErrorCode.OUT_OF_MEMORY, Scope.SESSION, "the step failed: no memory")
         for position in range(end):
             slot = (request.blocks[position // block_size], position % block_size)
             if slot[0] == 0 or slot[0] >= session.cache.num_blocks:

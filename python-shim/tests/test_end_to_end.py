@@ -14,7 +14,7 @@ import own_scheduler
 from fake_daemon import FakeDaemon, generate
 from vllm_metal_rpc import messages as m
 from vllm_metal_rpc.errors import DaemonUnavailable, ErrorCode, ModelNotFound, Scope
-from vllm_metal_rpc.scheduler import MAX_CRASHES
+from vllm_metal_rpc.scheduler import MAX_LOSSES
 
 NUM_OUTPUT_TOKENS = 40
 PROMPTS = [[5 + i] * (20 + 3 * i) for i in range(6)]
@@ -89,7 +89,40 @@ def test_a_request_that_kills_every_daemon_is_ended_and_others_are_served(
     with engine(model_folder) as llm:
         (bad,) = llm.generate([{"prompt_token_ids": [11] * 20}], GREEDY, use_tqdm=False)
         assert bad.outputs[0].finish_reason == "error"
-        assert daemon.num_restarts == MAX_CRASHES
+        assert daemon.num_restarts == MAX_LOSSES
+        assert tokens_of(llm) == expected_tokens(daemon)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["overlapping", "plain"])
+def test_a_step_that_fails_is_computed_again(
+    daemon: FakeDaemon, model_folder: Path, asynchronous: bool
+) -> None:
+    with engine(model_folder, async_scheduling=asynchronous) as llm:
+        daemon.script.refuse[m.Exec] = m.ErrorReply(
+            ErrorCode.OUT_OF_MEMORY, Scope.SESSION, "the step failed: no memory"
+        )
+        assert tokens_of(llm) == expected_tokens(daemon)
+        assert (daemon.count(m.Hello), daemon.num_restarts) == (2, 0)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["overlapping", "plain"])
+@pytest.mark.parametrize("place", [0, 3], ids=["first", "last"])
+@pytest.mark.parametrize("max_tokens", [48, 512], ids=["in chunks", "together"])
+def test_a_request_that_fails_every_step_is_ended_and_others_go_on(
+    daemon: FakeDaemon, model_folder: Path, asynchronous: bool, place: int, max_tokens: int
+) -> None:
+    """In chunks, its first is answered each time, which proves nothing."""
+    daemon.script.lost_token = 11
+    prompts = PROMPTS[:3]
+    prompts.insert(place, [5] * 60 + [11] * 9)
+    options = {"max_num_batched_tokens": max_tokens, "max_num_seqs": 4}
+    with engine(model_folder, async_scheduling=asynchronous, **options) as llm:
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        answers = [answer.outputs[0] for answer in llm.generate(asked, GREEDY, use_tqdm=False)]
+        assert answers.pop(place).finish_reason == "error"
+        tokens = [list(answer.token_ids) for answer in answers]
+        assert tokens == expected_tokens(daemon, PROMPTS[:3])
+        assert daemon.num_restarts == 0
         assert tokens_of(llm) == expected_tokens(daemon)
 
 

@@ -63,3 +63,13 @@ def test_an_end_that_is_met_late_does_not_end_the_next_connection() -> None:
     has_begun.set()
     waiter.join()
     receiving.receive_if_nobody_does(NEW, keep)
+
+
+def test_who_waits_does_not_receive_from_what_the_other_thread_has_lost() -> None:
+    """The other thread is about to close it."""
+    receiving = Receiving()
+    with pytest.raises(ConnectionLost):
+        receiving.receive_if_nobody_does(OLD, lose)
+    future: Future[Any] = Future()
+    receiving.receive_until_done(future, lambda: OLD, lambda _: future.set_result(None))
+    assert not future.done()

@@ -20,6 +20,10 @@ class DaemonLeft(ConnectionLost):
     """The daemon has said that it does not know us, or is about to stop."""
 
 
+class StepLost(ConnectionLost):
+    """The daemon has ended the session because a step of it failed."""
+
+
 class Unauthorized(MetalRpcError):
     """One of the two sides of a TCP connection does not hold the token."""
 

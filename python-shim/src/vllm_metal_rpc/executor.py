@@ -294,7 +294,7 @@ class MetalRpcExecutor(Executor):
 def _finish(reply: StepReply, req_ids: list[str]) -> ModelRunnerOutput:
     """Turns the daemon's answer into the future's result, in the I/O thread."""
     if isinstance(reply, Lost):
-        return mark_lost(convert.lost_output(req_ids), reply.generation, reply.num_crashes)
+        return mark_lost(convert.lost_output(req_ids), reply.generation, reply.crash)
     output, errors = convert.model_runner_output(reply, req_ids)
     for req_id, message in errors.items():
         logger.error("Request %s ends: %s", req_id, message)

@@ -88,7 +88,7 @@ class Receiving:
         """The turn of the I/O thread, or a wait for it.
 
         Raises:
-            Exception: What another thread has met while it received from this link.
+            Exception: What this thread, or another, has met while it received from this link.
         """
         is_active = time.monotonic() - self._active_at < _QUIET_S
         if is_active or not self._turn.acquire(blocking=False):
@@ -96,6 +96,9 @@ class Receiving:
         else:
             try:
                 receive(link)
+            except Exception as error:
+                # Before the turn is another's: who waits must not receive from what is closed next.
+                self._ending = (link, error)
             finally:
                 self._turn.release()
         ending = self._ending_of(link)

@@ -6,10 +6,17 @@ lost step carries the generation that begins. On the first such output the sched
 all running requests, which discards what is in flight, and flushes the prefix cache, once; the
 requests are then computed again from their tokens, which it has kept.
 
+One of the running requests may be what made the daemon die or the step fail, and would do so for
+ever. Nobody knows which, so each is suspected of the losses that it was in since its last token.
+When one is suspected of two, requests are admitted one at a time, the next when the last has got a
+token: what happens then is the doing of the last. A request that is suspected of `MAX_LOSSES` ends
+with an error that tells the reason.
+
 A user's own scheduler class (`--scheduler-cls`) is extended in the same way.
 """
 
 import logging
+import sys
 from typing import Any, Final
 
 from vllm.outputs import RequestError
@@ -21,14 +28,13 @@ from vllm.v1.outputs import ModelRunnerOutput
 
 logger = logging.getLogger("vllm.metal_rpc")
 
+MAX_LOSSES: Final = 5
+_ALONE_FROM_LOSSES: Final = 2
 _EXTENDED_PREFIX: Final = "Recomputing:"
 _GENERATION: Final = "metal_rpc_generation"
 _LOST: Final = "metal_rpc_lost_generation"
-_NUM_CRASHES: Final = "metal_rpc_num_crashes"
+_CRASH: Final = "metal_rpc_crash"
 _ROW_ERRORS: Final = "metal_rpc_row_errors"
-# Daemons in a row that may die without answering a step, before the requests that ran are ended:
-# one of them may be what kills it, and would kill every next one for ever.
-MAX_CRASHES: Final = 5
 
 
 def generation_of(output: SchedulerOutput) -> int:
@@ -45,12 +51,10 @@ def generation_of(output: SchedulerOutput) -> int:
     return int(generation)
 
 
-def mark_lost(
-    output: ModelRunnerOutput, generation: int, num_crashes: int = 0
-) -> ModelRunnerOutput:
-    """Says that the daemon has lost the step, which generation begins, and how often in a row."""
+def mark_lost(output: ModelRunnerOutput, generation: int, crash: str) -> ModelRunnerOutput:
+    """Says that the step was lost, which generation begins, and why if a step may be the cause."""
     setattr(output, _LOST, generation)
-    setattr(output, _NUM_CRASHES, num_crashes)
+    setattr(output, _CRASH, crash)
     return output
 
 
@@ -65,9 +69,19 @@ class Recomputing:
 
     metal_rpc_generation = 0
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # By request: losses that it is suspected of.
+        self.metal_rpc_losses: dict[str, int] = {}
+
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Decides a step and stamps it."""
+        scheduler: Any = self
+        most_active = scheduler.max_num_active_reqs
+        if self.metal_rpc_losses:
+            scheduler.max_num_active_reqs = min(most_active, self._most_active())
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        scheduler.max_num_active_reqs = most_active
         setattr(output, _GENERATION, self.metal_rpc_generation)
         return output
 
@@ -79,7 +93,9 @@ class Recomputing:
         generation = getattr(model_runner_output, _LOST, 0)
         if generation > self.metal_rpc_generation:
             self.metal_rpc_generation = generation
-            self._recompute(getattr(model_runner_output, _NUM_CRASHES))
+            self._recompute(getattr(model_runner_output, _CRASH))
+        elif self.metal_rpc_losses:
+            self._forgive(model_runner_output)
         for req_id, message in getattr(model_runner_output, _ROW_ERRORS, {}).items():
             # The scheduler's own list of requests to end with an error in this update.
             scheduler.grammar_compile_error_reqs[req_id] = RequestError(
@@ -89,19 +105,36 @@ class Recomputing:
             scheduler_output, model_runner_output
         )
 
-    def _recompute(self, num_crashes: int) -> None:
+    def _recompute(self, crash: str) -> None:
         scheduler: Any = self
         running = [request.request_id for request in scheduler.running]
         logger.warning("The daemon lost its KV cache: computing %d requests again", len(running))
         scheduler.reset_prefix_cache(reset_running_requests=True)
-        if num_crashes < MAX_CRASHES:
-            return
-        message = f"the daemon has died {num_crashes} times in a row while it ran this request"
-        logger.error("Ending %d requests: %s", len(running), message)
-        for req_id in running:
-            scheduler.grammar_compile_error_reqs[req_id] = RequestError(
-                code="generation_error", message=message
-            )
+        for req_id in running if crash else ():
+            num_losses = self.metal_rpc_losses.get(req_id, 0) + 1
+            self.metal_rpc_losses[req_id] = num_losses
+            if num_losses == MAX_LOSSES:
+                message = f"this request was lost {MAX_LOSSES} times in a row: {crash}"
+                logger.error("Request %s ends: %s", req_id, message)
+                scheduler.grammar_compile_error_reqs[req_id] = RequestError(
+                    code="generation_error", message=message
+                )
+
+    def _forgive(self, output: ModelRunnerOutput) -> None:
+        """Requests that have got a token are suspected no more."""
+        for req_id, tokens in zip(output.req_ids, output.sampled_token_ids, strict=True):
+            if tokens:
+                self.metal_rpc_losses.pop(req_id, None)
+
+    def _most_active(self) -> int:
+        """How many requests may run, so that there is one suspect among them."""
+        scheduler: Any = self
+        known = scheduler.requests
+        losses = {name: count for name, count in self.metal_rpc_losses.items() if name in known}
+        self.metal_rpc_losses = losses
+        if max(losses.values(), default=0) < _ALONE_FROM_LOSSES:
+            return sys.maxsize
+        return 1 + sum(request.request_id not in losses for request in scheduler.running)
 
 
 class MetalRpcScheduler(Recomputing, Scheduler):

@@ -10,6 +10,11 @@ every outstanding step is answered with `Lost`, and the session enters its next 
 that were scheduled in an older generation rely on a KV cache that is gone: they are never sent, and
 answered with `Lost`.
 
+A step that fails (the device could not run it, memory ran out) ends its session, because nobody
+knows what it has written to the KV cache. It may have failed for what others did, and may pass a
+moment later: so it counts as a loss too, and the scheduler judges whose fault it is
+(`scheduler.py`). A step that breaks a rule would break it again: that ends the engine.
+
 # Invariants
 - `_lock` guards everything that both threads touch, and the order of steps on the wire.
 - A future is never resolved while `_lock` is held.
@@ -30,8 +35,11 @@ from vllm_metal_rpc.errors import (
     DaemonError,
     DaemonLeft,
     DaemonUnavailable,
+    OutOfMemory,
     ProtocolViolation,
     Scope,
+    StepFailed,
+    StepLost,
     daemon_error,
 )
 from vllm_metal_rpc.link import Closing, Link
@@ -53,11 +61,11 @@ class Lost:
 
     Attributes:
         generation: The generation that begins.
-        num_crashes: How many daemons in a row have died without answering a single step.
+        crash: What has happened, if a step may be the cause.
     """
 
     generation: int
-    num_crashes: int = 0
+    crash: str = ""
 
 
 StepReply = StepResult | Lost
@@ -101,7 +109,6 @@ class Session:
         self._thread = threading.Thread(target=self._run, name="metal-rpc-io", daemon=True)
         # Of whoever receives.
         self._outage: Outage | None = None
-        self._num_crashes = 0
         self._lock = threading.Lock()
         # Guarded by the lock. There is a link only while the session can take steps.
         self._link: Link | None = None
@@ -223,15 +230,16 @@ class Session:
             self._link = link
             generation = self._generation
         welcome = link.welcome
+        crash = ""
         if self._outage is None:
             self._opened.set_result(welcome)
         else:
             logger.info("The daemon is back (pid %d); %d steps lost", welcome.pid, len(lost))
             self._outage.ready(len(lost))
             if self._outage.is_crash and any(step.seq for step in lost):
-                self._num_crashes += 1
+                crash = self._outage.reason
         for step in lost:
-            step.resolve(Lost(generation, self._num_crashes))
+            step.resolve(Lost(generation, crash))
 
     def _serve(self, link: Link) -> None:
         """Receives until the connection is lost or the session is to be closed."""
@@ -266,7 +274,6 @@ class Session:
         steps = self._take(lambda step: step.seq == seq)
         if not steps or not isinstance(reply, StepResult):
             raise ProtocolViolation(f"unexpected {type(reply).__name__} for message {seq}")
-        self._num_crashes = 0
         if self._outage is not None and self._outage.num_lost:
             self._outage.answered()
             self._outage.num_lost = 0
@@ -275,6 +282,8 @@ class Session:
     def _deliver_error(self, reply: messages.ErrorReply, seq: int) -> None:
         error = daemon_error(reply.code, reply.scope, reply.message)
         whole_session = reply.scope == Scope.SESSION
+        if whole_session and isinstance(error, (StepFailed, OutOfMemory)):
+            raise StepLost(reply.message)
         steps = self._take(lambda step: whole_session or seq in (step.seq, step.sample_seq))
         for step in steps:
             step.future.set_exception(error)
@@ -293,7 +302,7 @@ class Session:
     # ---- Ends ----
 
     def _lose(self, link: Link, reason: ConnectionLost) -> None:
-        logger.warning("Lost the daemon (%s); looking for it", reason)
+        logger.warning("Lost the session with the daemon (%s); opening another", reason)
         is_crash = not isinstance(reason, DaemonLeft)
         self._outage = Outage(str(reason), is_crash, link.silent_s())
         self._drop(link)
