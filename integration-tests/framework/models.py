@@ -58,10 +58,10 @@ def real(name: str) -> Path:
     return Path(result.stdout.splitlines()[-1])
 
 
-def tiny_llama(name: str, folder: Path, *, max_shard_size: str = "50GB") -> Path:
-    """A random Llama of a shape from `TINY_LLAMAS`, in float32."""
+def tiny_llama(name: str, folder: Path, *, max_shard_size: str = "50GB", **changes: Any) -> Path:
+    """A random Llama of a shape from `TINY_LLAMAS`, changed or as it is, in float32."""
     torch.manual_seed(SEED)
-    model = LlamaForCausalLM(LlamaConfig(**(_TINY | TINY_LLAMAS[name])))
+    model = LlamaForCausalLM(LlamaConfig(**(_TINY | TINY_LLAMAS[name] | changes)))
     _make_decisive(model)
     folder.mkdir(parents=True)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -81,12 +81,12 @@ def _make_decisive(model: PreTrainedModel) -> None:
                 weight.normal_(0.0, 0.2)
 
 
-def tiny_with_tokenizer(folder: Path, tokenizer: Path) -> Path:
+def tiny_with_tokenizer(folder: Path, tokenizer: Path, **changes: Any) -> Path:
     """A tiny Llama that `vllm serve` takes, and one of whose tokens makes its logits NaN.
 
     The vocabulary is a part of the tokenizer's, so prompts have to be token ids.
     """
-    tiny_llama("gqa", folder)
+    tiny_llama("gqa", folder, **changes)
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][NAN_TOKEN] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
