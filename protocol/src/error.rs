@@ -70,7 +70,7 @@ pub enum ErrorCode {
     UnsupportedModel,
     /// The model's files contradict each other or are damaged.
     InvalidModel,
-    /// Weights or cache do not fit.
+    /// Weights or cache do not fit, or what a step needs beside them.
     OutOfMemory,
     /// The step breaks a rule of the protocol. The session cannot go on.
     InvalidStep,

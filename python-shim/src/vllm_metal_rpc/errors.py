@@ -131,7 +131,7 @@ class InvalidModel(DaemonError):
 
 
 class OutOfMemory(DaemonError):
-    """Weights or cache do not fit."""
+    """Weights or cache do not fit, or what a step needs beside them."""
 
     code = ErrorCode.OUT_OF_MEMORY
 
