@@ -2,8 +2,7 @@
 //!
 //! # Cost
 //! One row on AVX2: five instructions for eight weights (shift, mask, convert, and two
-//! multiply-adds), scale and bias once a group. Codes of four bits have a table a group where the CPU
-//! is quick at it (AVX-512): three instructions (shift, look up, multiply-add).
+//! multiply-adds), scale and bias once a group. Codes of four bits on AVX-512: `packed/sixteen.rs`.
 
 use std::marker::PhantomData;
 
@@ -61,25 +60,16 @@ impl Code for E2m1 {
 }
 
 /// Makes weights of the codes of one group and output.
-pub(super) trait Decoder<L: Lanes>: Copy {
-    fn new(scale: f32, bias: f32) -> Self;
-
-    /// # Safety
-    /// Eight codes are readable at `codes`.
-    unsafe fn weights(self, codes: *const u8) -> L;
-}
-
-/// Computes each weight.
 #[derive(Clone, Copy)]
-pub(super) struct Computed<L, C> {
+pub(super) struct Decoder<L, C> {
     scale: L,
     bias: L,
     code: PhantomData<C>,
 }
 
-impl<L: Lanes, C: Code> Decoder<L> for Computed<L, C> {
+impl<L: Lanes, C: Code> Decoder<L, C> {
     #[inline(always)]
-    fn new(scale: f32, bias: f32) -> Self {
+    pub(super) fn new(scale: f32, bias: f32) -> Self {
         Self {
             scale: L::splat(scale),
             bias: L::splat(bias),
@@ -87,40 +77,11 @@ impl<L: Lanes, C: Code> Decoder<L> for Computed<L, C> {
         }
     }
 
+    /// # Safety
+    /// Eight codes are readable at `codes`.
     #[inline(always)]
-    unsafe fn weights(self, codes: *const u8) -> L {
+    pub(super) unsafe fn weights(self, codes: *const u8) -> L {
         // SAFETY: the caller's promise.
         unsafe { C::load::<L>(codes) }.mul_add(self.scale, self.bias)
-    }
-}
-
-/// Computes the weight of each code once.
-pub(super) struct LookedUp<L: Lanes, C> {
-    table: L::Table,
-    code: PhantomData<C>,
-}
-
-impl<L: Lanes, C> Clone for LookedUp<L, C> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<L: Lanes, C> Copy for LookedUp<L, C> {}
-
-impl<L: Lanes, C: Code> Decoder<L> for LookedUp<L, C> {
-    #[inline(always)]
-    fn new(scale: f32, bias: f32) -> Self {
-        let values = C::VALUES.expect("only codes of four bits are looked up");
-        Self {
-            table: L::table(values, scale, bias),
-            code: PhantomData,
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn weights(self, codes: *const u8) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::look_up(self.table, codes) }
     }
 }

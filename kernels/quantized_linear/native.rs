@@ -159,7 +159,7 @@ impl<W: Weight> Operation for Row<'_, W> {
         // SAFETY: the output was checked; a row has all inputs, a multiple of eight.
         unsafe {
             self.weight
-                .convert::<L>(self.output, inputs, self.to.as_mut_ptr(), LANES);
+                .convert::<L>(self.output, inputs, self.to.as_mut_ptr(), [LANES; 2]);
         }
     }
 }

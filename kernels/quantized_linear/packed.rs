@@ -2,18 +2,23 @@
 //!
 //! # Invariants
 //! A weight is always `code * scale + bias`, rounded once, and products are added in the order of
-//! `dot.rs`: few rows and many give the same bits.
+//! `dot.rs`, or in sixteen lanes (`sixteen.rs`): few rows and many give the same bits.
 
 #![expect(
     clippy::needless_range_loop,
     reason = "tiles are indexed alike on both sides"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod sixteen;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;
+
 use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use super::code::{Code, Computed, Decoder, LookedUp};
+use super::code::{Code, Decoder};
 use crate::{
     dot::Rows,
     element::{Float, FloatType},
@@ -154,41 +159,12 @@ impl<'a, C: Code> Packed<'a, C> {
         self.codes.as_ptr().wrapping_add(at)
     }
 
-    /// All rows of `x` with all `outputs`.
-    ///
-    /// # Safety
-    /// As [`Weight::stream`].
-    #[inline(always)]
-    unsafe fn bands<L: Lanes, D: Decoder<L>>(
-        self,
-        x: Rows<f32>,
-        outputs: Span,
-        out: *mut f32,
-        out_stride: usize,
-    ) {
-        let mut row = 0;
-        while row < x.count {
-            // SAFETY: `row` is a row, and each band gets as many as it takes.
-            unsafe {
-                let rows = x.from(row);
-                let out = out.add(row * out_stride);
-                row += match rows.count {
-                    1 => self.band::<L, D, 1, 4>(rows, outputs, out, out_stride),
-                    2 => self.band::<L, D, 2, 2>(rows, outputs, out, out_stride),
-                    3 => self.band::<L, D, 3, 2>(rows, outputs, out, out_stride),
-                    4..8 => self.band::<L, D, 4, 2>(rows, outputs, out, out_stride),
-                    _ => self.band::<L, D, 8, 1>(rows, outputs, out, out_stride),
-                };
-            }
-        }
-    }
-
     /// The first `R` rows of `x` with all `outputs`. Returns `R`.
     ///
     /// # Safety
     /// As [`Weight::stream`], and `x` has `R` rows.
     #[inline(always)]
-    unsafe fn band<L: Lanes, D: Decoder<L>, const R: usize, const O: usize>(
+    unsafe fn band<L: Lanes, const R: usize, const O: usize>(
         self,
         x: Rows<f32>,
         outputs: Span,
@@ -199,7 +175,7 @@ impl<'a, C: Code> Packed<'a, C> {
         // SAFETY: outputs of the span; each result has its place.
         unsafe {
             while done + O <= outputs.len {
-                let sums = self.tile::<L, D, R, O>(x, outputs.first + done);
+                let sums = self.tile::<L, R, O>(x, outputs.first + done);
                 for r in 0..R {
                     for o in 0..O {
                         *out.add(r * out_stride + done + o) = sums[r][o].sum();
@@ -208,7 +184,7 @@ impl<'a, C: Code> Packed<'a, C> {
                 done += O;
             }
             while done < outputs.len {
-                let sums = self.tile::<L, D, R, 1>(x, outputs.first + done);
+                let sums = self.tile::<L, R, 1>(x, outputs.first + done);
                 for r in 0..R {
                     *out.add(r * out_stride + done) = sums[r][0].sum();
                 }
@@ -224,7 +200,7 @@ impl<'a, C: Code> Packed<'a, C> {
     /// # Safety
     /// The rows and outputs exist.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, D: Decoder<L>, const R: usize, const O: usize>(
+    unsafe fn tile<L: Lanes, const R: usize, const O: usize>(
         self,
         x: Rows<f32>,
         first: usize,
@@ -232,7 +208,7 @@ impl<'a, C: Code> Packed<'a, C> {
         let mut sums = [[L::splat(0.0); O]; R];
         // Loops fill these: of a closure the compiler may make a function without the CPU's features.
         let mut shared = [Groups::default(); O];
-        let mut decoders = [D::new(0.0, 0.0); O];
+        let mut decoders = [Decoder::<L, C>::new(0.0, 0.0); O];
         let mut codes = [self.codes.as_ptr(); O];
         let mut weights = [L::splat(0.0); O];
         let num_groups = self.inputs / self.group_size;
@@ -247,7 +223,7 @@ impl<'a, C: Code> Packed<'a, C> {
             for index in 0..count {
                 let input = (group + index) * self.group_size;
                 for o in 0..O {
-                    decoders[o] = D::new(shared[o].scales[index], shared[o].biases[index]);
+                    decoders[o] = Decoder::new(shared[o].scales[index], shared[o].biases[index]);
                     codes[o] = self.code(first + o, input);
                 }
                 let eights = self.group_size / LANES;
@@ -282,7 +258,7 @@ impl<'a, C: Code> Packed<'a, C> {
 }
 
 impl<C: Code> Weight for Packed<'_, C> {
-    const USES_TABLES: bool = C::VALUES.is_some();
+    const IN_SIXTEEN_LANES: bool = C::VALUES.is_some();
 
     fn output_size_bytes(&self) -> usize {
         self.inputs / LANES * C::EIGHT_SIZE_BYTES
@@ -296,18 +272,38 @@ impl<C: Code> Weight for Packed<'_, C> {
         out: *mut f32,
         out_stride: usize,
     ) {
-        // SAFETY: the caller's promises.
-        unsafe {
-            if Self::USES_TABLES && L::HAS_FAST_TABLES {
-                self.bands::<L, LookedUp<L, C>>(x, outputs, out, out_stride);
-            } else {
-                self.bands::<L, Computed<L, C>>(x, outputs, out, out_stride);
+        let mut row = 0;
+        while row < x.count {
+            // SAFETY: `row` is a row, and each band gets as many as it takes.
+            unsafe {
+                let rows = x.from(row);
+                let out = out.add(row * out_stride);
+                row += match rows.count {
+                    1 => self.band::<L, 1, 4>(rows, outputs, out, out_stride),
+                    2 => self.band::<L, 2, 2>(rows, outputs, out, out_stride),
+                    3 => self.band::<L, 3, 2>(rows, outputs, out, out_stride),
+                    4..8 => self.band::<L, 4, 2>(rows, outputs, out, out_stride),
+                    _ => self.band::<L, 8, 1>(rows, outputs, out, out_stride),
+                };
             }
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn stream_sixteen(self, x: Rows<f32>, outputs: Span, out: *mut f32, out_stride: usize) {
+        // SAFETY: the caller's promises.
+        unsafe { sixteen::stream(self, x, outputs, out, out_stride) };
+    }
+
     #[inline(always)]
-    unsafe fn convert<L: Lanes>(self, output: usize, inputs: Span, to: *mut f32, stride: usize) {
+    unsafe fn convert<L: Lanes>(
+        self,
+        output: usize,
+        inputs: Span,
+        to: *mut f32,
+        strides: [usize; 2],
+    ) {
+        debug_assert!(inputs.len.is_multiple_of(2 * LANES));
         let num_groups = self.inputs / self.group_size;
         let end = inputs.first + inputs.len;
         let (mut input, mut to) = (inputs.first, to);
@@ -318,15 +314,17 @@ impl<C: Code> Weight for Packed<'_, C> {
             self.shared
                 .load::<L>(output * num_groups + group, count, &mut shared);
             for index in 0..count {
-                let decoder = Computed::<L, C>::new(shared.scales[index], shared.biases[index]);
+                let decoder = Decoder::<L, C>::new(shared.scales[index], shared.biases[index]);
                 let group_end = ((group + index + 1) * self.group_size).min(end);
                 while input < group_end {
-                    // SAFETY: an input of the piece; the caller has room for its eight.
-                    unsafe {
-                        decoder.weights(self.code(output, input)).store(to);
+                    for stride in strides {
+                        // SAFETY: an input of the piece; the caller has room for its eight.
+                        unsafe {
+                            decoder.weights(self.code(output, input)).store(to);
+                        }
+                        to = to.wrapping_add(stride);
+                        input += LANES;
                     }
-                    to = to.wrapping_add(stride);
-                    input += LANES;
                 }
             }
         }

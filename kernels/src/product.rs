@@ -20,16 +20,19 @@ mod brain;
 mod dense;
 mod eight;
 mod experts;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod tile;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::avx512::{Avx512, sixteen_sums};
 pub(crate) use self::{bias::add_bias, dense::Dense, experts::ExpertRows};
 
 use std::cell::RefCell;
 
 use self::{
-    block::{Block, Pack, PackRows, Packed, reads_rows, steps},
+    block::{Block, Pack, PackRows, Packed, pack_len, reads_rows},
     eight::Eight,
     tile::{Tile, Tiles, WeightRows},
 };
@@ -37,7 +40,7 @@ use crate::{
     dot::Rows,
     pool::{self, Shared},
     scratch::grow,
-    simd::{LANES, Lanes, Operation, vectorized, vectorized_with_tables},
+    simd::{Lanes, vectorized},
 };
 
 /// From this many rows on, converting the weights first pays.
@@ -67,9 +70,6 @@ const STREAM_OUTPUTS: usize = 24;
 
 /// A matrix of weights, `[outputs, inputs]`, in some format. A view: copies are free.
 pub(crate) trait Weight: Copy + Send + Sync {
-    /// Whether `stream` takes weights from tables where lanes are quick at it.
-    const USES_TABLES: bool = false;
-
     /// Bytes of the weights of one output.
     fn output_size_bytes(&self) -> usize;
 
@@ -81,13 +81,31 @@ pub(crate) trait Weight: Copy + Send + Sync {
     /// room for the results.
     unsafe fn stream<L: Lanes>(self, x: Rows<f32>, outputs: Span, out: *mut f32, out_stride: usize);
 
-    /// Writes a piece of the weights of one output as f32: the eight inputs of group `g` at
-    /// `to + g * stride`, the last group filled up with zeros.
+    /// Writes a piece of the weights of one output as f32: eight inputs at `to`, and so on, with
+    /// the two strides in turns; the last eight are filled up with zeros.
     ///
     /// # Safety
-    /// Output and inputs exist, `inputs.first` is a multiple of 64, the stride is at least eight,
-    /// and there is room for all groups.
-    unsafe fn convert<L: Lanes>(self, output: usize, inputs: Span, to: *mut f32, stride: usize);
+    /// Output and inputs exist, `inputs.first` is a multiple of 64, strides are at least eight, and
+    /// there is room for all eights.
+    unsafe fn convert<L: Lanes>(
+        self,
+        output: usize,
+        inputs: Span,
+        to: *mut f32,
+        strides: [usize; 2],
+    );
+
+    /// Sums have sixteen lanes where AVX-512 is: see [`Self::stream_sixteen`].
+    const IN_SIXTEEN_LANES: bool = false;
+
+    /// As [`Self::stream`], in sixteen lanes.
+    ///
+    /// # Safety
+    /// As there. Only where [`Self::IN_SIXTEEN_LANES`], and on a CPU with AVX-512 (F, BW, DQ, VL).
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn stream_sixteen(self, _: Rows<f32>, _: Span, _: *mut f32, _: usize) {
+        unreachable!("these weights stream in eight lanes")
+    }
 
     /// Weights are floating-point numbers, one output after the other: see [`Self::multiply`].
     const STANDS_IN_ROWS: bool = false;
@@ -143,7 +161,7 @@ thread_local! {
 struct Plan {
     parts: Vec<Part>,
     packs: Vec<Pack>,
-    /// `[packs, steps, ROWS, 8]`
+    /// `[packs, steps, ROWS, LANES]`
     packed: Vec<f32>,
 }
 
@@ -180,8 +198,11 @@ impl<W: Weight> Product<'_, W> {
             return unsafe { brain::compute(self, y) };
         }
         #[cfg(target_arch = "x86_64")]
-        if avx512::Avx512::is_available() {
-            return self.compute_with::<avx512::Avx512>(y);
+        if Avx512::is_available() {
+            return match W::IN_SIXTEEN_LANES {
+                true => self.compute_with::<avx512::Sixteen>(y),
+                false => self.compute_with::<Avx512>(y),
+            };
         }
         self.compute_with::<Eight>(y);
     }
@@ -215,7 +236,9 @@ impl<W: Weight> Product<'_, W> {
                 let first_task = parts[..index].last().map_or(0, |part| part.end_task);
                 let (group, task) = (self.groups[index], task - first_task);
                 match parts[index].way {
-                    Way::Stream { outputs } => self.stream(group, task * outputs, outputs, &y),
+                    Way::Stream { outputs } => {
+                        self.stream::<K>(group, task * outputs, outputs, &y);
+                    }
                     way @ Way::Tiles { .. } => {
                         let packed = Packed { packs, x: packed };
                         self.block::<K>(group.weight, task, way, packed, &y);
@@ -265,7 +288,7 @@ impl<W: Weight> Product<'_, W> {
 
     /// Packs the rows that are multiplied in tiles.
     fn pack<K: Tiles>(&self, plan: &mut Plan) {
-        let len = steps(self.inputs) * K::ROWS * LANES;
+        let len = pack_len::<K>(self.inputs);
         let Plan { packs, packed, .. } = plan;
         grow(packed, packs.len() * len);
         let packed = Shared::new(packed);
@@ -274,7 +297,7 @@ impl<W: Weight> Product<'_, W> {
                 x: self.x,
                 inputs: self.inputs,
                 pack: packs[index],
-                tile_rows: K::ROWS,
+                tile: (K::ROWS, K::LANES),
                 // SAFETY: tasks write disjoint packs.
                 to: unsafe { packed.part(index * len, len) },
             });
@@ -282,19 +305,21 @@ impl<W: Weight> Product<'_, W> {
     }
 
     /// Few rows: some outputs.
-    fn stream(&self, group: Group<W>, first: usize, outputs: usize, y: &Shared<f32>) {
-        let stream = Stream {
-            product: self,
-            group,
-            outputs: Span {
-                first,
-                len: outputs.min(self.outputs - first),
-            },
-            y,
+    fn stream<K: Tiles>(&self, group: Group<W>, first: usize, outputs: usize, y: &Shared<f32>) {
+        let rows = group.rows;
+        let x = Rows {
+            ptr: self.x[rows.first * self.inputs..].as_ptr(),
+            stride: self.inputs,
+            count: rows.len,
         };
-        match W::USES_TABLES {
-            true => vectorized_with_tables(stream),
-            false => vectorized(stream),
+        let span = Span {
+            first,
+            len: outputs.min(self.outputs - first),
+        };
+        // SAFETY: `compute_with` has checked that the rows exist; tasks write disjoint columns.
+        unsafe {
+            let y = y.column(rows.first * self.outputs + first);
+            K::stream(group.weight, x, span, y, self.outputs);
         }
     }
 
@@ -321,7 +346,7 @@ impl<W: Weight> Product<'_, W> {
         let first_output = task / num_pack_blocks * outputs;
         let first = first_pack + task % num_pack_blocks * packs;
         let end = (first + packs).min(first_pack + num_packs);
-        let len = steps(self.inputs) * K::ROWS * LANES;
+        let len = pack_len::<K>(self.inputs);
         let block = Block {
             packed: Packed {
                 packs: &packed.packs[first..end],
@@ -342,33 +367,4 @@ impl<W: Weight> Product<'_, W> {
 fn outputs_per_task<W: Weight>(weight: &W) -> usize {
     let outputs = STREAM_SIZE_BYTES / weight.output_size_bytes().max(1);
     (outputs / STREAM_OUTPUTS).max(1) * STREAM_OUTPUTS
-}
-
-struct Stream<'a, W> {
-    product: &'a Product<'a, W>,
-    group: Group<W>,
-    outputs: Span,
-    y: &'a Shared<f32>,
-}
-
-impl<W: Weight> Operation for Stream<'_, W> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let Product {
-            inputs, outputs, ..
-        } = *self.product;
-        let Span { first, len } = self.group.rows;
-        let x = Rows {
-            ptr: self.product.x[first * inputs..].as_ptr(),
-            stride: inputs,
-            count: len,
-        };
-        // SAFETY: `Product::compute` has checked that the rows exist; tasks write disjoint columns.
-        unsafe {
-            let y = self.y.column(first * outputs + self.outputs.first);
-            self.group.weight.stream::<L>(x, self.outputs, y, outputs);
-        }
-    }
 }

@@ -29,12 +29,6 @@ pub(crate) const LANES: usize = 8;
 ///
 /// Methods are safe to name but must only run inside [`vectorized`]: it has checked the CPU.
 pub(crate) trait Lanes: Copy {
-    /// Sixteen values to choose from.
-    type Table: Copy;
-
-    /// Whether choosing from a table takes fewer instructions than computing what it says.
-    const HAS_FAST_TABLES: bool = false;
-
     /// All lanes `value`.
     fn splat(value: f32) -> Self;
 
@@ -74,15 +68,6 @@ pub(crate) trait Lanes: Copy {
         // SAFETY: the array has eight elements.
         unsafe { Self::load(codes.map(|code| E2M1[usize::from(code)]).as_ptr()) }
     }
-
-    /// `values[n] * factor + addend`, as [`Self::mul_add`] rounds it.
-    fn table(values: &[f32; 16], factor: f32, addend: f32) -> Self::Table;
-
-    /// What eight numbers of four bits choose, the first in the lowest bits.
-    ///
-    /// # Safety
-    /// Four bytes are readable at `ptr`.
-    unsafe fn look_up(table: Self::Table, ptr: *const u8) -> Self;
 
     /// # Safety
     /// Eight elements are writable at `ptr`.
@@ -158,22 +143,6 @@ pub(crate) fn vectorized<O: Operation>(operation: O) -> O::Output {
     operation.run::<Portable>()
 }
 
-/// As [`vectorized`], for an operation that takes values from a table where that is fast.
-#[inline]
-pub(crate) fn vectorized_with_tables<O: Operation>(operation: O) -> O::Output {
-    #[cfg(target_arch = "x86_64")]
-    if std::is_x86_feature_detected!("avx2")
-        && std::is_x86_feature_detected!("fma")
-        && std::is_x86_feature_detected!("f16c")
-        && std::is_x86_feature_detected!("avx512f")
-        && std::is_x86_feature_detected!("avx512vl")
-    {
-        // SAFETY: the CPU has the features.
-        return unsafe { avx2::run_with_tables(operation) };
-    }
-    vectorized(operation)
-}
-
 /// The first `count` values at `ptr`, and zeros.
 ///
 /// # Safety
@@ -209,26 +178,6 @@ impl Portable {
 }
 
 impl Lanes for Portable {
-    type Table = [f32; 16];
-
-    #[inline(always)]
-    fn table(values: &[f32; 16], factor: f32, addend: f32) -> Self::Table {
-        let (mut table, (factor, addend)) = ([0.0; 16], (Self::splat(factor), Self::splat(addend)));
-        for (half, values) in table.chunks_mut(LANES).zip(values.chunks(LANES)) {
-            // SAFETY: both have eight elements.
-            unsafe {
-                let values = Self::load(values.as_ptr());
-                values.mul_add(factor, addend).store(half.as_mut_ptr());
-            }
-        }
-        table
-    }
-    #[inline(always)]
-    unsafe fn look_up(table: Self::Table, ptr: *const u8) -> Self {
-        // SAFETY: the caller's promise.
-        let numbers = unsafe { unpack::<4>(ptr) };
-        Self(numbers.map(|number| table[usize::from(number)]))
-    }
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; LANES])

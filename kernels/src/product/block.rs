@@ -23,7 +23,7 @@ thread_local! {
 /// What a thread keeps between blocks.
 #[derive(Default)]
 struct Scratch {
-    /// `[outputs / OUTPUTS, steps, OUTPUTS, 8]` weights as f32.
+    /// `[outputs / OUTPUTS, steps, OUTPUTS, LANES]` weights as f32.
     panel: Vec<f32>,
     /// The unfinished sums of each tile of a pack.
     kept: Vec<f32>,
@@ -40,7 +40,7 @@ pub(super) struct Pack {
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a> {
     pub(super) packs: &'a [Pack],
-    /// `[packs, steps, ROWS, 8]`
+    /// `[packs, steps, ROWS, LANES]`
     pub(super) x: &'a [f32],
 }
 
@@ -56,8 +56,13 @@ pub(super) struct Block<'a> {
 }
 
 /// Steps of a row: vectors, the last one filled up.
-pub(super) fn steps(inputs: usize) -> usize {
-    inputs.div_ceil(LANES)
+pub(super) fn steps<K: Tiles>(inputs: usize) -> usize {
+    inputs.div_ceil(K::LANES)
+}
+
+/// Floats of one pack.
+pub(super) fn pack_len<K: Tiles>(inputs: usize) -> usize {
+    steps::<K>(inputs) * K::ROWS * K::LANES
 }
 
 /// Whether tiles read these weights as they stand in memory.
@@ -67,17 +72,17 @@ pub(super) fn reads_rows<K: Tiles, W: Weight>(inputs: usize) -> bool {
 
 impl Block<'_> {
     pub(super) fn compute<K: Tiles, W: Weight>(&self, weight: W) {
-        let steps = steps(self.inputs);
+        let steps = steps::<K>(self.inputs);
         let num_tiles = self.outputs.len.div_ceil(K::OUTPUTS);
         SCRATCH.with_borrow_mut(|Scratch { panel, kept }| {
             grow(kept, num_tiles * K::KEPT_LEN);
             let in_rows = reads_rows::<K, W>(self.inputs);
             if !in_rows {
-                grow(panel, num_tiles * steps * K::OUTPUTS * LANES);
+                grow(panel, num_tiles * steps * K::OUTPUTS * K::LANES);
                 vectorized(Fill {
                     weight,
                     outputs: self.outputs,
-                    tile_outputs: K::OUTPUTS,
+                    tile: (K::OUTPUTS, K::LANES),
                     inputs: self.inputs,
                     panel,
                 });
@@ -92,7 +97,7 @@ impl Block<'_> {
                         };
                         let tile = self.tile::<K>(index, nth, piece, kept);
                         let first_output = self.outputs.first + nth * K::OUTPUTS;
-                        let at = (nth * steps + first) * K::OUTPUTS * LANES;
+                        let at = (nth * steps + first) * K::OUTPUTS * K::LANES;
                         // SAFETY: rows and outputs exist, `packed` and `panel` hold them, and
                         // tasks write disjoint parts of `y`.
                         unsafe {
@@ -111,17 +116,18 @@ impl Block<'_> {
     /// Tile `nth` of the pack `index`, one piece of it.
     fn tile<K: Tiles>(&self, index: usize, nth: usize, piece: Span, kept: &mut [f32]) -> Tile {
         let Pack { first_row, rows } = self.packed.packs[index];
-        let steps = steps(self.inputs);
         let first_output = nth * K::OUTPUTS;
         let start = first_row * self.num_outputs + self.outputs.first + first_output;
         Tile {
-            x: self.packed.x[(index * steps + piece.first) * K::ROWS * LANES..].as_ptr(),
+            x: self.packed.x[index * pack_len::<K>(self.inputs)..]
+                [piece.first * K::ROWS * K::LANES..]
+                .as_ptr(),
             rows,
             outputs: K::OUTPUTS.min(self.outputs.len - first_output),
             steps: piece.len,
             kept: kept[nth * K::KEPT_LEN..][..K::KEPT_LEN].as_mut_ptr(),
             is_first: piece.first == 0,
-            is_last: piece.first + piece.len == steps,
+            is_last: piece.first + piece.len == steps::<K>(self.inputs),
             // SAFETY: a result of this block, which no other task writes.
             y: unsafe { self.y.column(start) },
             y_stride: self.num_outputs,
@@ -133,7 +139,8 @@ impl Block<'_> {
 struct Fill<'a, W> {
     weight: W,
     outputs: Span,
-    tile_outputs: usize,
+    /// Outputs and lanes of a tile.
+    tile: (usize, usize),
     inputs: usize,
     panel: &'a mut [f32],
 }
@@ -143,31 +150,36 @@ impl<W: Weight> Operation for Fill<'_, W> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let stride = self.tile_outputs * LANES;
-        let tile_len = steps(self.inputs) * stride;
+        let (tile_outputs, lanes) = self.tile;
+        let step_len = tile_outputs * lanes;
+        let tile_len = self.inputs.div_ceil(lanes) * step_len;
+        // From one eight to the next: within a step of sixteen lanes, and to the next step.
+        let on = step_len + LANES - lanes;
+        let strides = [if lanes == LANES { on } else { LANES }, on];
         let inputs = Span {
             first: 0,
             len: self.inputs,
         };
         for index in 0..self.outputs.len {
-            let (nth, within) = (index / self.tile_outputs, index % self.tile_outputs);
+            let (nth, within) = (index / tile_outputs, index % tile_outputs);
             let tile = &mut self.panel[nth * tile_len..][..tile_len];
-            let to = tile.as_mut_ptr().wrapping_add(within * LANES);
+            let to = tile.as_mut_ptr().wrapping_add(within * lanes);
             // SAFETY: the output exists, and the tile has room for it from `to` on.
             unsafe {
                 self.weight
-                    .convert::<L>(self.outputs.first + index, inputs, to, stride)
+                    .convert::<L>(self.outputs.first + index, inputs, to, strides)
             };
         }
     }
 }
 
-/// Packs rows of `x` `[.., inputs]` into `to`, `[steps, tile_rows, 8]`.
+/// Packs rows of `x` `[.., inputs]` into `to`, `[steps, rows, lanes]`.
 pub(super) struct PackRows<'a> {
     pub(super) x: &'a [f32],
     pub(super) inputs: usize,
     pub(super) pack: Pack,
-    pub(super) tile_rows: usize,
+    /// Rows and lanes of a tile.
+    pub(super) tile: (usize, usize),
     pub(super) to: &'a mut [f32],
 }
 
@@ -176,27 +188,25 @@ impl Operation for PackRows<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let stride = self.tile_rows * LANES;
-        let full = self.inputs / LANES;
-        let rest = self.inputs % LANES;
-        for row in 0..self.tile_rows {
-            if row >= self.pack.rows {
-                for step in self.to.chunks_exact_mut(stride) {
-                    step[row * LANES..][..LANES].fill(0.0);
-                }
-                continue;
-            }
-            let from = &self.x[(self.pack.first_row + row) * self.inputs..][..self.inputs];
-            for (step, to) in self.to.chunks_exact_mut(stride).enumerate() {
-                let to = to[row * LANES..][..LANES].as_mut_ptr();
-                // SAFETY: a whole vector of the row, or its rest.
+        let (rows, lanes) = self.tile;
+        for row in 0..rows {
+            let exists = row < self.pack.rows;
+            let from = match exists {
+                true => &self.x[(self.pack.first_row + row) * self.inputs..][..self.inputs],
+                false => &[],
+            };
+            let steps = self.to.chunks_exact_mut(rows * lanes);
+            let eights = steps.flat_map(|to| to[row * lanes..][..lanes].chunks_exact_mut(LANES));
+            for (eight, to) in eights.enumerate() {
+                let from = &from[from.len().min(eight * LANES)..];
+                // SAFETY: a whole vector of the row, or its rest; there is room for eight.
                 unsafe {
-                    let value = if step < full {
-                        L::load(from.as_ptr().add(step * LANES))
+                    let value = if from.len() >= LANES {
+                        L::load(from.as_ptr())
                     } else {
-                        load_partial::<L, f32>(from.as_ptr().add(step * LANES), rest)
+                        load_partial::<L, f32>(from.as_ptr(), from.len())
                     };
-                    value.store(to);
+                    value.store(to.as_mut_ptr());
                 }
             }
         }

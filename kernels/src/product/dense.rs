@@ -51,16 +51,22 @@ impl<T: Float> Weight for Dense<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn convert<L: Lanes>(self, output: usize, inputs: Span, to: *mut f32, stride: usize) {
+    unsafe fn convert<L: Lanes>(
+        self,
+        output: usize,
+        inputs: Span,
+        to: *mut f32,
+        strides: [usize; 2],
+    ) {
         let from = &self.weight[output * self.inputs + inputs.first..][..inputs.len];
         let groups = from.chunks_exact(LANES);
         let rest = groups.remainder();
         let mut to = to;
-        for group in groups {
+        for (nth, group) in groups.enumerate() {
             // SAFETY: eight elements, and the caller's room for eight.
             unsafe {
                 T::load::<L>(group.as_ptr()).store(to);
-                to = to.add(stride);
+                to = to.add(strides[nth % 2]);
             }
         }
         if !rest.is_empty() {

@@ -6,8 +6,13 @@
     reason = "tiles are indexed alike on both sides"
 )]
 
-use super::tile::{Tile, Tiles, WeightRows};
+use super::{
+    Span, Weight,
+    stream::Stream,
+    tile::{Tile, Tiles, WeightRows},
+};
 use crate::{
+    dot::Rows,
     element::Float,
     simd::{LANES, Lanes, Operation, vectorized},
 };
@@ -19,12 +24,29 @@ const ROWS: usize = 3;
 const OUTPUTS: usize = 4;
 
 impl Tiles for Eight {
+    const LANES: usize = LANES;
     const ROWS: usize = ROWS;
     const OUTPUTS: usize = OUTPUTS;
     /// 512 inputs: 6 KiB of rows and 8 KiB of weights.
     const MAX_STEPS: usize = 64;
     /// Widening costs two instructions a vector, too much to do it again for every three rows.
     const READS_ROWS: bool = false;
+
+    unsafe fn stream<W: Weight>(
+        weight: W,
+        x: Rows<f32>,
+        outputs: Span,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        vectorized(Stream {
+            weight,
+            x,
+            outputs,
+            out,
+            out_stride,
+        });
+    }
 
     unsafe fn panel(tile: &Tile, panel: *const f32) {
         vectorized(Multiply { tile, panel });

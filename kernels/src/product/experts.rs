@@ -71,6 +71,8 @@ struct OfExpert<W> {
 }
 
 impl<W: Weight> Weight for OfExpert<W> {
+    const IN_SIXTEEN_LANES: bool = W::IN_SIXTEEN_LANES;
+
     fn output_size_bytes(&self) -> usize {
         self.stack.output_size_bytes()
     }
@@ -89,10 +91,23 @@ impl<W: Weight> Weight for OfExpert<W> {
     }
 
     #[inline(always)]
-    unsafe fn convert<L: Lanes>(self, output: usize, inputs: Span, to: *mut f32, stride: usize) {
+    unsafe fn convert<L: Lanes>(
+        self,
+        output: usize,
+        inputs: Span,
+        to: *mut f32,
+        strides: [usize; 2],
+    ) {
         let output = self.first_output + output;
         // SAFETY: as in `stream`.
-        unsafe { self.stack.convert::<L>(output, inputs, to, stride) };
+        unsafe { self.stack.convert::<L>(output, inputs, to, strides) };
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn stream_sixteen(self, x: Rows<f32>, outputs: Span, out: *mut f32, out_stride: usize) {
+        let outputs = self.of_stack(outputs);
+        // SAFETY: as in `stream`.
+        unsafe { self.stack.stream_sixteen(x, outputs, out, out_stride) };
     }
 
     const STANDS_IN_ROWS: bool = W::STANDS_IN_ROWS;

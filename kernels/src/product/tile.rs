@@ -1,19 +1,20 @@
 //! What a tile is: some rows by some outputs, multiplied in registers.
 
-use crate::{element::Float, simd::LANES};
+use super::{Span, Weight};
+use crate::{dot::Rows, element::Float};
 
 /// Operands of one tile, and where its results go.
 ///
-/// A *step* is eight inputs, one vector of lanes.
+/// A *step* is as many inputs as a sum has lanes.
 pub(crate) struct Tile {
-    /// `[steps, ROWS, 8]`, packed; rows that do not exist are zeros.
+    /// `[steps, ROWS, LANES]`, packed; rows that do not exist are zeros.
     pub(super) x: *const f32,
     /// Rows that exist, at least one.
     pub(super) rows: usize,
     /// Outputs that exist, at least one.
     pub(super) outputs: usize,
     pub(super) steps: usize,
-    /// `[ROWS, OUTPUTS, 8]`, in the tile's own order: where unfinished sums wait between pieces of
+    /// `[ROWS, OUTPUTS, LANES]`, in the tile's own order: where unfinished sums wait between pieces of
     /// the input axis.
     pub(super) kept: *mut f32,
     /// This piece is the first: sums begin at zero.
@@ -35,9 +36,12 @@ pub(crate) struct WeightRows<W> {
 
 /// A way to multiply tiles, for one kind of CPU.
 ///
-/// Lane `i` of a product's sum has the inputs `i`, `i + 8`, .. in ascending order, and the lanes are
-/// added as [`Lanes::sum`](crate::simd::Lanes::sum) does, whatever the registers look like.
+/// Lane `i` of a product's sum has the inputs `i`, `i + LANES`, .. in ascending order. Eight lanes are
+/// added as [`Lanes::sum`](crate::simd::Lanes::sum) does, of sixteen each half so, and then both;
+/// whatever the registers look like.
 pub(crate) trait Tiles {
+    /// Lanes of a sum: eight or sixteen.
+    const LANES: usize;
     /// Rows of a tile.
     const ROWS: usize;
     /// Outputs of a tile.
@@ -45,10 +49,22 @@ pub(crate) trait Tiles {
     /// Steps after which a panel is cut, so that a tile's operands stay in the first-level cache.
     const MAX_STEPS: usize;
     /// Floats of a tile's unfinished sums.
-    const KEPT_LEN: usize = Self::ROWS * Self::OUTPUTS * LANES;
+    const KEPT_LEN: usize = Self::ROWS * Self::OUTPUTS * Self::LANES;
 
-    /// Multiplies a tile with weights from a panel, `[steps, OUTPUTS, 8]`; outputs that do not exist
-    /// are readable.
+    /// Few rows: as [`Weight::stream`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn stream<W: Weight>(
+        weight: W,
+        x: Rows<f32>,
+        outputs: Span,
+        out: *mut f32,
+        out_stride: usize,
+    );
+
+    /// Multiplies a tile with weights from a panel, `[steps, OUTPUTS, LANES]`; outputs that do not
+    /// exist are readable.
     ///
     /// # Safety
     /// Pointers reach what the fields of [`Tile`] describe.

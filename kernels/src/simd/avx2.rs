@@ -1,16 +1,16 @@
-//! Lanes of AVX2, FMA and F16C, and of what AVX-512 adds to them for tables.
+//! Lanes of AVX2, FMA and F16C.
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0,
     _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
     _mm_movehl_ps, _mm_prefetch, _mm_shuffle_ps, _mm_storeu_ps, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps,
-    _mm256_permute2f128_ps, _mm256_permutevar8x32_ps, _mm256_permutex2var_ps, _mm256_round_ps,
-    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setr_epi64x,
-    _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_srlv_epi32, _mm256_srlv_epi64, _mm256_storeu_ps,
+    _mm256_and_si256, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps,
+    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps,
+    _mm256_permute2f128_ps, _mm256_permutevar8x32_ps, _mm256_round_ps, _mm256_set1_epi32,
+    _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setr_epi64x, _mm256_shuffle_ps,
+    _mm256_slli_epi32, _mm256_srlv_epi32, _mm256_srlv_epi64, _mm256_storeu_ps,
 };
 
 use half::{bf16, f16};
@@ -24,19 +24,11 @@ use super::{
 /// The CPU has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<O: Operation>(operation: O) -> O::Output {
-    operation.run::<Avx2<false>>()
+    operation.run::<Avx2>()
 }
 
-/// # Safety
-/// The CPU has AVX2, FMA and F16C, and AVX-512 with F and VL.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl")]
-pub(super) unsafe fn run_with_tables<O: Operation>(operation: O) -> O::Output {
-    operation.run::<Avx2<true>>()
-}
-
-/// With `TABLES`, two registers of AVX-512 are one table; the rest is the same.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2<const TABLES: bool>(__m256);
+pub(super) struct Avx2(__m256);
 
 /// Eight integers of `BITS` bits.
 ///
@@ -81,42 +73,7 @@ unsafe fn shifted<const BITS: usize>(word: u64) -> __m256i {
     }
 }
 
-impl<const TABLES: bool> Lanes for Avx2<TABLES> {
-    type Table = [__m256; 2];
-
-    const HAS_FAST_TABLES: bool = TABLES;
-
-    #[inline(always)]
-    fn table(values: &[f32; 16], factor: f32, addend: f32) -> Self::Table {
-        // SAFETY: `run` has the features; two times eight values.
-        unsafe {
-            let (factor, addend) = (_mm256_set1_ps(factor), _mm256_set1_ps(addend));
-            let low = _mm256_loadu_ps(values.as_ptr());
-            let high = _mm256_loadu_ps(values.as_ptr().add(8));
-            [
-                _mm256_fmadd_ps(low, factor, addend),
-                _mm256_fmadd_ps(high, factor, addend),
-            ]
-        }
-    }
-    #[inline(always)]
-    unsafe fn look_up([low, high]: Self::Table, ptr: *const u8) -> Self {
-        // SAFETY: the caller's promise, and `run` has the features.
-        Self(unsafe {
-            // Looked at are the lowest four bits of a lane, or three and their neighbour as a sign.
-            let numbers = shifted::<4>(packed_word::<4>(ptr));
-            if TABLES {
-                _mm256_permutex2var_ps(low, numbers, high)
-            } else {
-                let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(numbers));
-                _mm256_blendv_ps(
-                    _mm256_permutevar8x32_ps(low, numbers),
-                    _mm256_permutevar8x32_ps(high, numbers),
-                    is_high,
-                )
-            }
-        })
-    }
+impl Lanes for Avx2 {
     #[inline(always)]
     fn splat(value: f32) -> Self {
         // SAFETY: `run` has the features.

@@ -34,7 +34,7 @@ pub(super) unsafe fn unpack<const BITS: usize>(ptr: *const u8) -> [u8; LANES] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Lanes, Operation, Portable, vectorized, vectorized_with_tables};
+    use super::super::{Lanes, Operation, Portable, vectorized};
     use super::*;
 
     struct Packed<'a, const BITS: usize>(&'a [u8; 8]);
@@ -68,39 +68,6 @@ mod tests {
         check_packed::<5>();
         check_packed::<6>();
         check_packed::<8>();
-    }
-
-    /// Two tables over all sixteen numbers.
-    struct LookedUp;
-
-    impl Operation for LookedUp {
-        type Output = Vec<f32>;
-
-        #[inline(always)]
-        fn run<L: Lanes>(self) -> Vec<f32> {
-            let mut values = Vec::new();
-            for (factor, addend) in [(1.0, 0.0), (-0.37, 1e-3)] {
-                let table = L::table(&E2M1, factor, addend);
-                for bytes in [[0x10, 0x32, 0x54, 0x76], [0x98, 0xba, 0xdc, 0xfe]] {
-                    // SAFETY: four bytes.
-                    let looked_up = unsafe { L::look_up(table, bytes.as_ptr()) };
-                    // SAFETY: four bytes.
-                    let computed = unsafe { L::load_e2m1(bytes.as_ptr()) }
-                        .mul_add(L::splat(factor), L::splat(addend));
-                    assert_eq!(looked_up.to_array(), computed.to_array());
-                    values.extend(looked_up.to_array());
-                }
-            }
-            values
-        }
-    }
-
-    #[test]
-    fn a_table_says_what_would_be_computed() {
-        let values = vectorized(LookedUp);
-        assert_eq!(values[..16], E2M1);
-        assert_eq!(vectorized_with_tables(LookedUp), values);
-        assert_eq!(LookedUp.run::<Portable>()[..16], E2M1);
     }
 
     struct SmallFloats([u8; 4]);

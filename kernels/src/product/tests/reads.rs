@@ -37,10 +37,16 @@ impl Weight for Counting<'_> {
     }
 
     #[inline(always)]
-    unsafe fn convert<L: Lanes>(self, output: usize, inputs: Span, to: *mut f32, stride: usize) {
+    unsafe fn convert<L: Lanes>(
+        self,
+        output: usize,
+        inputs: Span,
+        to: *mut f32,
+        strides: [usize; 2],
+    ) {
         self.count(output, inputs);
         // SAFETY: the caller's promise.
-        unsafe { self.weight.convert::<L>(output, inputs, to, stride) };
+        unsafe { self.weight.convert::<L>(output, inputs, to, strides) };
     }
 }
 
