@@ -54,6 +54,7 @@ fn main() {
             "primitive/upload_cuda.cpp",
             "primitive/replay_cuda.cpp",
             "primitive/cuda_driver.cpp",
+            "primitive/early_start_cuda.cpp",
             "primitive/cuda_stream.cpp",
         ]);
     }

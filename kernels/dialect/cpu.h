@@ -42,6 +42,7 @@ struct bf16 {
 #define SHARED_PTR
 #define FN static inline
 #define IN(T, name, i) const T* name
+#define LATE(T, name, i) IN(T, name, i)
 #define OUT(T, name, i) T* name
 #define VAL(T, name, i) T name
 #define KERNEL(NAME, ...) static void NAME(__VA_ARGS__)
@@ -51,6 +52,9 @@ struct bf16 {
 #define GROUP_Z (Group::current().position[2])
 #define LOCAL (Group::current().thread())
 #define THREADS (Group::current().size())
+
+#define START_NEXT()
+#define AWAIT_EARLIER()
 
 #define BARRIER() Group::current().barrier()
 #define LANE_BARRIER() Group::current().lane_barrier()
@@ -100,6 +104,8 @@ typedef uint counter;
 #define COUNTER_SET(c, v) ((c) = uint(v))
 #define COUNTER_GET(c) (c)
 #define COUNTER_ADD(c, v) ((c) += uint(v))
+
+#define stream8 fetch8
 
 template <typename T>
 struct Eight {

@@ -51,6 +51,8 @@ struct bf16 {
 #define SHARED __shared__
 #define SHARED_PTR
 #define IN(T, name, i) const T* __restrict__ name
+// The compiler would read what is restricted before AWAIT_EARLIER, too.
+#define LATE(T, name, i) const T* name
 #define OUT(T, name, i) T* name
 #define VAL(T, name, i) const T name
 #define KERNEL(NAME, ...) extern "C" __global__ void NAME(__VA_ARGS__)
@@ -71,6 +73,14 @@ FN uint special_(int which) {
 #define GROUP_Z int(special_(2))
 #define LOCAL int(special_(3))
 #define THREADS int(special_(4))
+
+#if __CUDA_ARCH__ >= 900
+#define START_NEXT() asm volatile("griddepcontrol.launch_dependents;" ::: "memory")
+#define AWAIT_EARLIER() asm volatile("griddepcontrol.wait;" ::: "memory")
+#else
+#define START_NEXT()
+#define AWAIT_EARLIER()
+#endif
 
 #define BARRIER() asm volatile("bar.sync 0;" ::: "memory")
 #define LANE_BARRIER() asm volatile("bar.warp.sync 0xffffffff;" ::: "memory")
@@ -173,6 +183,15 @@ template <typename T>
 FN void fetch8(const T* from, Eight<T>& to) {
   for (int i = 0; i < int(sizeof(T) / 2); i++) {
     to.words[i] = reinterpret_cast<const words4_*>(from)[i];
+  }
+}
+template <typename T>
+FN void stream8(const T* from, Eight<T>& to) {
+  for (int i = 0; i < int(sizeof(T) / 2); i++) {
+    uint* w = to.words[i].w;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+        : "l"(reinterpret_cast<const words4_*>(from) + i));
   }
 }
 template <typename T>

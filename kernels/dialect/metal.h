@@ -14,6 +14,7 @@ typedef ulong word64;
 #define PRAGMA_(text) _Pragma(#text)
 #define UNROLL_BY(n) PRAGMA_(unroll n)
 #define IN(T, name, i) const device T* name [[buffer(i)]]
+#define LATE(T, name, i) IN(T, name, i)
 #define OUT(T, name, i) device T* name [[buffer(i)]]
 #define VAL(T, name, i) constant T& name [[buffer(i)]]
 #define KERNEL(NAME, ...)                                \
@@ -29,6 +30,10 @@ typedef ulong word64;
 #define GROUP_Z int(group_.z)
 #define LOCAL int(local_)
 #define THREADS int(size_.x)
+
+// Kernels start when those before them have ended.
+#define START_NEXT()
+#define AWAIT_EARLIER()
 
 #define BARRIER() threadgroup_barrier(mem_flags::mem_threadgroup)
 #define LANE_BARRIER() simdgroup_barrier(mem_flags::mem_threadgroup)
@@ -51,6 +56,8 @@ typedef atomic_uint counter;
 #define COUNTER_SET(c, v) atomic_store_explicit(&(c), uint(v), memory_order_relaxed)
 #define COUNTER_GET(c) atomic_load_explicit(&(c), memory_order_relaxed)
 #define COUNTER_ADD(c, v) atomic_fetch_add_explicit(&(c), uint(v), memory_order_relaxed)
+
+#define stream8 fetch8
 
 // Eight elements as they are stored.
 template <typename T>

@@ -26,6 +26,10 @@ pub(crate) fn cases() -> Vec<Case> {
         cases.push((1, 40, outputs, true));
         cases.push((20, 40, outputs, false));
     }
+    // One row on a GPU: on both sides of what it takes at once (1024).
+    for inputs in [504, 520, 1016, 1024, 1032, 2056] {
+        cases.push((1, inputs, 13, false));
+    }
     // Large enough to be shared by threads.
     cases.push((1, 576, 1536, false));
     cases.push((130, 200, 150, true));

@@ -12,6 +12,7 @@ use crate::{
     element::FloatType,
     error::Result,
     ffi::{self, Output},
+    gpu::is_chosen,
     node::HostKernel,
 };
 
@@ -20,7 +21,7 @@ const CHECK: Arguments = Arguments { kernel: "linear" };
 /// Multiplies every row of `x` with every row of `weight`, and adds `bias`.
 ///
 /// Sums are in f32 whatever the dtypes. On the CPU a row's result is the same bits whatever other
-/// rows are in `x` and however many threads share the work; on a GPU MLX chooses by the shape.
+/// rows are in `x` and however many threads share the work; on a GPU it depends on the shape.
 ///
 /// # Shapes
 /// - `x`: `[.., in]` float32, bfloat16 or float16
@@ -48,12 +49,16 @@ pub fn linear(x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array> 
         }
         None => None,
     };
+    let mut shape = x.shape().to_vec();
+    shape[rows.len()] = outputs;
+    if gpu::is_row(x, weight, bias) && is_chosen()? {
+        let x_type = FloatType::of(CHECK.kernel, "x", x)?;
+        return gpu::row((x, x_type), (weight, weight_type), &shape);
+    }
     if ffi::is_gpu()? {
         FloatType::of(CHECK.kernel, "x", x)?;
         return gpu::linear(x, weight, bias);
     }
-    let mut shape = x.shape().to_vec();
-    shape[rows.len()] = outputs;
     let node = native::Linear {
         rows: CHECK.product(rows),
         inputs: CHECK.size(inputs),

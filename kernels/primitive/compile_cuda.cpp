@@ -4,7 +4,9 @@
 
 #include <dlfcn.h>
 #include <unistd.h>
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
@@ -119,17 +121,48 @@ std::string publish(const Launch& launch) {
   return word;
 }
 
+// Older GPUs have no such instruction: cuda.h.
+bool has_waits(const Launch& launch) {
+  static const bool can_wait =
+      std::get<size_t>(mx::gpu::device_info().at("compute_capability_major")) >= 9;
+  auto waits = [](const char* piece) { return std::strstr(piece, "AWAIT_EARLIER") != nullptr; };
+  // The first one is the prelude, which defines the word.
+  return can_wait && std::any_of(launch.pieces.begin() + 1, launch.pieces.end(), waits);
+}
+
+struct Compiled {
+  std::string word;
+  bool has_waits;
+};
+
+// By entry point.
+struct Programs {
+  std::mutex mutex;
+  std::unordered_map<std::string, Compiled> compiled;
+};
+
+Programs& programs() {
+  static auto& programs = *new Programs;
+  return programs;
+}
+
 } // namespace
 
 const std::string& machine_code(const Launch& launch) {
-  static auto& mutex = *new std::mutex;
-  static auto& compiled = *new std::unordered_map<std::string, std::string>;
+  auto& [mutex, compiled] = programs();
   std::lock_guard lock(mutex);
   auto found = compiled.find(launch.name);
   if (found == compiled.end()) {
-    found = compiled.emplace(launch.name, publish(launch)).first;
+    found = compiled.emplace(launch.name, Compiled{publish(launch), has_waits(launch)}).first;
   }
-  return found->second;
+  return found->second.word;
+}
+
+bool awaits_earlier(const std::string& name) {
+  auto& [mutex, compiled] = programs();
+  std::lock_guard lock(mutex);
+  auto found = compiled.find(name);
+  return found != compiled.end() && found->second.has_waits;
 }
 
 } // namespace metal_rpc

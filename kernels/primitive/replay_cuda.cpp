@@ -11,6 +11,7 @@
 
 #include "cuda_driver.h"
 #include "cuda_stream.h"
+#include "early_start_cuda.h"
 #include "mlx/primitives.h"
 #include "mlx/stream.h"
 #include "mlx/transforms.h"
@@ -107,8 +108,11 @@ class CudaRecording : public Recording {
     if (is_open_) {
       keep_memory(inputs);
       graph = end_capture();
-      call_driver("cuGraphInstantiateWithFlags", &executable_, graph, 0ULL);
       is_kept = !allocates(graph);
+      if (is_kept) {
+        start_early(graph);
+      }
+      call_driver("cuGraphInstantiateWithFlags", &executable_, graph, 0ULL);
       destroy("cuGraphDestroy", graph);
     }
     call_driver(

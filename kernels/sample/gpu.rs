@@ -6,18 +6,19 @@
 use mlx_rs::{Array, Dtype};
 
 use crate::{
+    element::FloatType,
     error::Result,
     ffi::Output,
-    gpu::{Launch, dialect_source, threads_for_row},
+    gpu::{Launch, dialect_source, threads_for_row, word},
 };
 
-/// `logits` `[rows, vocab_size]` float32, `params` as the host kernel has them -> `[rows]` i32.
-pub(super) fn sample(logits: &Array, params: &Array) -> Result<Array> {
+/// `logits` `[rows, vocab_size]`, `params` as the host kernel has them -> `[rows]` i32.
+pub(super) fn sample(logits: &Array, logits_type: FloatType, params: &Array) -> Result<Array> {
     let (rows, vocab_size) = (logits.dim(0), logits.dim(1));
     let launch = Launch {
         kernel: "sample",
         sources: &[dialect_source!("kernel.kh")],
-        words: &[],
+        words: &[("X", word(logits_type))],
         scalars: &[vocab_size.into()],
         groups: [rows, 1, 1],
         threads: threads_for_row(vocab_size),

@@ -21,6 +21,7 @@ pub use params::{GREEDY_TEMPERATURE, History, SAMPLE_WORDS, SampleBatch, SampleP
 
 use crate::{
     check::Arguments,
+    element::FloatType,
     error::{KernelError, Result},
     ffi::Output,
     gpu::is_chosen,
@@ -87,18 +88,19 @@ impl TokenScores {
 /// Samples a token from each row of a [plain](SampleBatch::is_plain) batch on a GPU.
 ///
 /// # Shapes
-/// - `logits`: `[rows, vocab_size]` float32
+/// - `logits`: `[rows, vocab_size]` float32, bfloat16 or float16
 /// - `params`: `[rows, SAMPLE_WORDS]` int32, [`SampleBatch::words`]
 /// - result: `[rows]` i32, -1 where no token can be drawn
 ///
 /// # Errors
 /// [`KernelError`] if shapes and dtypes do not fit.
 pub fn sample_plain(logits: &Array, params: &Array) -> Result<Array> {
-    check_logits(CHECK, logits)?;
+    let logits_type = FloatType::of(CHECK.kernel, "logits", logits)?;
+    check_shape(CHECK, logits)?;
     let shape = [logits.dim(0), dim(SAMPLE_WORDS)];
     CHECK.dims("params", params, &shape, "[rows, SAMPLE_WORDS]")?;
     CHECK.dtype("params", params, Dtype::Int32, "int32")?;
-    gpu::sample(logits, params)
+    gpu::sample(logits, logits_type, params)
 }
 
 /// Samples a token from each row.
@@ -139,7 +141,7 @@ pub fn sample(
     }
     let params = upload(&batch.words(), &[dim(rows), dim(SAMPLE_WORDS)])?;
     if is_chosen()? && batch.is_plain() {
-        return Ok((gpu::sample(logits, &params)?, None));
+        return Ok((gpu::sample(logits, FloatType::F32, &params)?, None));
     }
     // MLX has no array without elements to point at.
     let lists = if batch.lists.is_empty() {
@@ -262,9 +264,13 @@ pub fn score_token_ids(logits: &Array, token_ids: &Array, mode: LogprobsMode) ->
 
 /// The size of the vocabulary, which is not zero.
 fn check_logits(check: Arguments, logits: &Array) -> Result<usize> {
+    check.dtype("logits", logits, Dtype::Float32, "float32")?;
+    check_shape(check, logits)
+}
+
+fn check_shape(check: Arguments, logits: &Array) -> Result<usize> {
     const RULE: &str = "[rows, vocab_size]";
     check.ndim("logits", logits, 2, RULE)?;
-    check.dtype("logits", logits, Dtype::Float32, "float32")?;
     match check.size(logits.shape()[1]) {
         0 => Err(check.shape("logits", logits, RULE)),
         vocab_size => Ok(vocab_size),

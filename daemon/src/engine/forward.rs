@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 use mlx_rs::transforms::async_eval;
+use mlx_rs::{Array, Dtype};
 use tracing::{debug, warn};
 
 use super::{Engine, EngineError};
@@ -56,8 +56,8 @@ impl Engine {
             chunk.begun.submitted.get_or_insert(now);
             self.write_new_tokens(chunk)?;
         }
-        if self.may_record(&chunks)? {
-            return self.decode(key, chunks);
+        if let Some(sampled) = self.recordable(&chunks)? {
+            return self.decode(key, chunks, sampled);
         }
         let batch = self.build_batch(key, &chunks, Sizes::Exact);
         debug!(
@@ -69,7 +69,10 @@ impl Engine {
         let hidden = self.hidden(key, &chunks, &batch, &numbers)?;
         let last_hidden = last_hidden(&hidden, &mut chunks, &batch.sampled_tokens)?;
         let logits = match &last_hidden {
-            Some(last_hidden) => Some(self.models[key].model.logits(last_hidden)?),
+            Some(last_hidden) => {
+                let logits = self.models[key].model.logits(last_hidden)?;
+                Some(logits.as_dtype(Dtype::Float32)?)
+            }
             None => None,
         };
         self.sample(key, chunks, (hidden, logits))

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use metal_rpc_protocol::PromptLogprobTokenIds;
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 
 use super::forward::Chunk;
 use super::sampling::rows;
@@ -53,6 +53,7 @@ impl Engine {
                 let len = (positions.end - positions.start).cast_signed();
                 let hidden = rows(hidden, row_token + offset, len)?;
                 let logits = self.models[key].model.logits(&hidden)?;
+                let logits = logits.as_dtype(Dtype::Float32)?;
                 let scores = score(cache, row, positions, &logits, mode)?;
                 outputs.extend(scores.arrays());
                 cache.requests[row.handle as usize]

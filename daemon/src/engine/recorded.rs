@@ -64,11 +64,39 @@ impl Recordings {
     }
 }
 
+/// What the rows of a chunk are sampled by, and where in its table their tokens go.
+#[derive(Debug)]
+pub(super) struct SampledRows {
+    params: SampleBatch,
+    slots: Vec<i32>,
+}
+
+/// The numbers of the forward, then how its rows sample, then where their tokens go.
+fn all_numbers(batch: &InputBatch, sampled: Vec<SampledRows>) -> Vec<i32> {
+    let mut numbers = batch.numbers.clone();
+    let mut all_slots = Vec::with_capacity(batch.num_tokens as usize);
+    for (mut rows, num_rows) in sampled.into_iter().zip(&batch.chunk_tokens) {
+        let nothing = SampleParams {
+            temperature: 0.0,
+            ..SampleParams::default()
+        };
+        rows.params.rows.resize(*num_rows, nothing);
+        rows.slots.resize(*num_rows, PAD_SLOT);
+        numbers.extend(rows.params.words());
+        all_slots.extend(rows.slots);
+    }
+    numbers.extend(all_slots);
+    numbers
+}
+
 impl Engine {
-    /// Whether these chunks are decodes that can be recorded.
-    pub(super) fn may_record(&self, chunks: &[Chunk]) -> Result<bool, EngineError> {
+    /// How the rows of each chunk sample, if these are decodes that can be recorded.
+    pub(super) fn recordable(
+        &self,
+        chunks: &[Chunk],
+    ) -> Result<Option<Vec<SampledRows>>, EngineError> {
         if !can_record()? {
-            return Ok(false);
+            return Ok(None);
         }
         let num_rows: usize = chunks.iter().map(|chunk| chunk.parts.len()).sum();
         let decodes = |chunk: &Chunk| {
@@ -83,24 +111,35 @@ impl Engine {
                 && step.grammar.is_none()
         };
         if num_rows > MAX_ROWS || !chunks.iter().all(decodes) {
-            return Ok(false);
+            return Ok(None);
         }
+        let mut sampled = Vec::with_capacity(chunks.len());
         for chunk in chunks {
             let asks_of_prompt = |row: &ValidRow| row.num_computed_tokens < row.num_prompt_tokens;
             if chunk.begun.step.rows.iter().any(asks_of_prompt) {
-                return Ok(false);
+                return Ok(None);
             }
-            if !self.sample_batch(chunk)?.0.is_plain() {
-                return Ok(false);
+            let cache = self.sessions[&chunk.session].cache.as_ref();
+            let cache = cache.expect("the step was applied to it");
+            let (rows, slots) = sample_rows(cache, &chunk.begun.step);
+            let params = compile(&rows)?;
+            if !params.is_plain() {
+                return Ok(None);
             }
+            sampled.push(SampledRows { params, slots });
         }
-        Ok(true)
+        Ok(Some(sampled))
     }
 
     /// Runs decodes: built anew, recorded, or as they were recorded.
-    pub(super) fn decode(&mut self, key: &ModelKey, chunks: Vec<Chunk>) -> Result<(), EngineError> {
+    pub(super) fn decode(
+        &mut self,
+        key: &ModelKey,
+        chunks: Vec<Chunk>,
+        sampled: Vec<SampledRows>,
+    ) -> Result<(), EngineError> {
         let batch = self.build_batch(key, &chunks, Sizes::Rounded);
-        let numbers = self.all_numbers(&chunks, &batch)?;
+        let numbers = all_numbers(&batch, sampled);
         let sessions = chunks.iter().map(|chunk| chunk.session);
         let shape = Shape {
             model: key.clone(),
@@ -130,38 +169,12 @@ impl Engine {
         batch: &InputBatch,
         numbers: &[i32],
     ) -> Result<(Array, Option<Recording>), EngineError> {
-        let mut recording = Recording::new(numbers.len())?.expect("`may_record` has looked");
+        let mut recording = Recording::new(numbers.len())?.expect("`recordable` has looked");
         let outputs = self.decode_outputs(key, chunks, batch, recording.numbers())?;
         let outputs: Vec<&Array> = outputs.iter().collect();
         let tokens = recording.record(numbers, &outputs, 1)?.remove(0);
         let recording = recording.is_complete().then_some(recording);
         Ok((tokens, recording))
-    }
-
-    /// The numbers of the forward, then how its rows sample, then where their tokens go.
-    fn all_numbers(&self, chunks: &[Chunk], batch: &InputBatch) -> Result<Vec<i32>, EngineError> {
-        let mut numbers = batch.numbers.clone();
-        let mut all_slots = Vec::with_capacity(batch.num_tokens as usize);
-        for (chunk, num_rows) in chunks.iter().zip(&batch.chunk_tokens) {
-            let (mut params, mut slots) = self.sample_batch(chunk)?;
-            let nothing = SampleParams {
-                temperature: 0.0,
-                ..SampleParams::default()
-            };
-            params.rows.resize(*num_rows, nothing);
-            slots.resize(*num_rows, PAD_SLOT);
-            numbers.extend(params.words());
-            all_slots.extend(slots);
-        }
-        numbers.extend(all_slots);
-        Ok(numbers)
-    }
-
-    fn sample_batch(&self, chunk: &Chunk) -> Result<(SampleBatch, Vec<i32>), EngineError> {
-        let cache = self.sessions[&chunk.session].cache.as_ref();
-        let cache = cache.expect("the step was applied to it");
-        let (rows, slots) = sample_rows(cache, &chunk.begun.step);
-        Ok((compile(&rows)?, slots))
     }
 
     /// The graph of a step of decodes: the tokens of all rows, then what else has to be computed.

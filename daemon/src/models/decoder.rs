@@ -171,9 +171,11 @@ impl Model for Decoder {
             Some(head) => head.forward(hidden)?,
             None => self.embedding.as_linear(hidden)?,
         };
-        let logits = logits.as_dtype(mlx_rs::Dtype::Float32)?;
         match self.decoder_args.logit_soft_cap {
-            Some(cap) => scaled(&tanh(&scaled(&logits, 1.0 / cap)?)?, cap),
+            Some(cap) => {
+                let logits = logits.as_dtype(mlx_rs::Dtype::Float32)?;
+                scaled(&tanh(&scaled(&logits, 1.0 / cap)?)?, cap)
+            }
             None => Ok(logits),
         }
     }

@@ -145,7 +145,7 @@ pub trait Model: Debug + Send {
     ///
     /// # Shapes
     /// - `hidden`: `[rows, hidden_size]`, of [`Self::forward`]
-    /// - returns `[rows, vocab_size]` f32
+    /// - returns `[rows, vocab_size]`, f32 or the dtype of `hidden`
     ///
     /// # Errors
     /// If the shape does not fit.

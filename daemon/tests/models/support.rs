@@ -96,6 +96,7 @@ impl Runner {
         let hidden = self.model.forward(&input, &mut self.cache);
         let hidden = hidden.expect("forward");
         let logits = self.model.logits(&hidden).expect("logits");
+        let logits = logits.as_dtype(mlx_rs::Dtype::Float32).expect("casts");
         logits.eval().expect("eval");
         let vocab_size = usize::try_from(self.model.vocab_size()).expect("small");
         logits
