@@ -106,8 +106,7 @@ impl Tiles for Sixteen {
     const LANES: usize = WIDTH;
     const ROWS: usize = REGISTERS;
     const OUTPUTS: usize = OUTPUTS;
-    /// 1024 inputs, whose rows stay in the first-level cache: a weight meets four rows here, not
-    /// eight, so weights alone take what the second level can give.
+    /// 1024 inputs, whose rows stay in the first-level cache.
     const MAX_STEPS: usize = 64;
     const READS_ROWS: bool = false;
 
