@@ -244,4 +244,34 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], dict[str, A
         },
     ),
     "olmo2": ("olmo2", {}, EMBEDDING, {"model_type": "olmo2"}),
+    "olmo3": (
+        "olmo2",
+        {
+            "block_count": 5,
+            "attention.sliding_window": 100,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 8.0,
+            "rope.scaling.original_context_length": 128,
+        },
+        EMBEDDING,
+        {
+            "model_type": "olmo3",
+            "architectures": ["Olmo3ForCausalLM"],
+            "sliding_window": 100,
+            "layer_types": [
+                *["sliding_attention"] * 3,
+                "full_attention",
+                "sliding_attention",
+            ],
+            "rope_parameters": {
+                "full_attention": THETA
+                | {
+                    "rope_type": "yarn",
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 128,
+                },
+                "sliding_attention": DEFAULT_ROPE,
+            },
+        },
+    ),
 }

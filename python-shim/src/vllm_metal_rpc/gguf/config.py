@@ -31,8 +31,9 @@ _OPTIONAL: Final = {
     "residual_scale": "residual_multiplier",
     "logit_scale": "logits_scaling",
 }
-# One layer in six of Gemma 3 sees the whole context, one in two of Gemma 2.
+# One layer in so many sees the whole context: the last of each period.
 _GEMMA_PERIOD: Final = {"gemma2": 2, "gemma3": 6}
+_OLMO3_PERIOD: Final = 4
 _GEMMA3_LOCAL_THETA: Final = 10_000.0
 # The largest of each, whose queries are scaled by another rule.
 _GEMMA_27B_LAYERS: Final = {"gemma2": 46, "gemma3": 62}
@@ -97,15 +98,18 @@ def _phi3(file: GgufFile, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _layer_types(num_layers: int, period: int) -> list[str]:
+    kinds = ["sliding_attention"] * (period - 1) + ["full_attention"]
+    return [kinds[index % period] for index in range(num_layers)]
+
+
 def _gemma(file: GgufFile, values: dict[str, Any]) -> dict[str, Any]:
     num_layers, head_dim = values["num_hidden_layers"], values["head_dim"]
-    period = _GEMMA_PERIOD[file.architecture]
-    kinds = ["sliding_attention"] * (period - 1) + ["full_attention"]
     is_27b = num_layers == _GEMMA_27B_LAYERS[file.architecture]
     extras = {
         "hidden_activation": "gelu_pytorch_tanh",
         "sliding_window": file.field("attention.sliding_window"),
-        "layer_types": [kinds[index % period] for index in range(num_layers)],
+        "layer_types": _layer_types(num_layers, _GEMMA_PERIOD[file.architecture]),
         "query_pre_attn_scalar": values["hidden_size"] // values["num_attention_heads"]
         if is_27b
         else head_dim,
@@ -123,17 +127,32 @@ def _gemma(file: GgufFile, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gpt_oss(file: GgufFile, values: dict[str, Any]) -> dict[str, Any]:
-    kinds = ("sliding_attention", "full_attention")
     return {
         "hidden_act": "silu",
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "num_local_experts": file.field("expert_count"),
         "intermediate_size": file.field("expert_feed_forward_length"),
         "sliding_window": file.field("attention.sliding_window"),
-        "layer_types": [kinds[index % 2] for index in range(values["num_hidden_layers"])],
+        "layer_types": _layer_types(values["num_hidden_layers"], 2),
         # The ends of its yarn are not whole numbers.
         "rope_parameters": values["rope_parameters"] | {"truncate": False},
     }
+
+
+def _olmo2(file: GgufFile, values: dict[str, Any]) -> dict[str, Any]:
+    extras: dict[str, Any] = {"hidden_act": "silu"}
+    if window := file.get("attention.sliding_window"):
+        # OLMo 3 calls itself OLMo 2. Its layers with a window are rotated without scaling.
+        whole = values["rope_parameters"]
+        local = {"rope_type": "default", "rope_theta": whole["rope_theta"]}
+        extras |= {
+            "model_type": "olmo3",
+            "architectures": ["Olmo3ForCausalLM"],
+            "sliding_window": window,
+            "layer_types": _layer_types(values["num_hidden_layers"], _OLMO3_PERIOD),
+            "rope_parameters": {"full_attention": whole, "sliding_attention": local},
+        }
+    return extras
 
 
 @dataclass(frozen=True)
@@ -158,7 +177,7 @@ _ARCHITECTURES: Final[Mapping[str, _Architecture]] = {
     "gpt-oss": _Architecture("gpt_oss", "GptOssForCausalLM", _gpt_oss),
     "smollm3": _Architecture("smollm3", "SmolLM3ForCausalLM"),
     "granite": _Architecture("granite", "GraniteForCausalLM"),
-    "olmo2": _Architecture("olmo2", "Olmo2ForCausalLM"),
+    "olmo2": _Architecture("olmo2", "Olmo2ForCausalLM", _olmo2),
 }
 
 
