@@ -5,8 +5,8 @@
 
 mod report;
 
-use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use metal_rpc_protocol::limits::MAX_WEIGHT;
@@ -22,8 +22,8 @@ use tracing::{info, warn};
 use crate::claim::End;
 use crate::engine::{EngineHandle, EngineMessage, EngineRequest};
 use crate::leave::{Leave, take_leave};
-use crate::limits::{HEARTBEAT_MS, LEASE_MS, MAX_LOOSE_REPLIES, MAX_MESSAGES_QUEUED, MAX_SESSIONS};
-use crate::outbox::{self, Outbox};
+use crate::limits::{HEARTBEAT_MS, LEASE_MS, MAX_MESSAGES_QUEUED, MAX_REPORTS, MAX_SESSIONS};
+use crate::outbox::Outbox;
 use crate::session::Registry;
 use crate::session::registry::{Binding, Connection};
 use crate::socket::{Peer, SendReply, SocketReceiver};
@@ -54,8 +54,9 @@ pub struct Dispatcher<S> {
     engine: EngineHandle,
     socket: S,
     registry: Registry,
-    writers: JoinSet<()>,
-    loose_replies: Arc<Semaphore>,
+    /// Answers that wait for the engine's part of them.
+    reports: JoinSet<()>,
+    places: Arc<Semaphore>,
 }
 
 impl<S: SendReply> Dispatcher<S> {
@@ -67,8 +68,8 @@ impl<S: SendReply> Dispatcher<S> {
             engine,
             socket,
             registry: Registry::new(binding),
-            writers: JoinSet::new(),
-            loose_replies: Arc::new(Semaphore::new(MAX_LOOSE_REPLIES)),
+            reports: JoinSet::new(),
+            places: Arc::new(Semaphore::new(MAX_REPORTS)),
         }
     }
 
@@ -89,21 +90,15 @@ impl<S: SendReply> Dispatcher<S> {
                     pulse.beat();
                     self.expire();
                 }
-                received = receiver.receive() => match received {
-                    Ok((peer, bytes)) => self.dispatch(&peer, &bytes),
-                    Err(error) => {
-                        warn!(%error, "stopping");
-                        break Leave::Asked;
-                    }
-                },
+                Some((peer, bytes)) = receiver.receive() => self.dispatch(peer, &bytes),
             }
         };
-        take_leave(self.engine, self.registry, &mut self.writers, &leave).await;
+        take_leave(self.engine, self.registry, &self.socket, &leave).await;
         leave
     }
 
     /// Serves one message. Never waits.
-    pub fn dispatch(&mut self, peer: &Peer, bytes: &[u8]) {
+    pub fn dispatch(&mut self, peer: Peer, bytes: &[u8]) {
         let received = now();
         let envelope = match decode_request(bytes) {
             Ok(envelope) => envelope,
@@ -135,7 +130,7 @@ impl<S: SendReply> Dispatcher<S> {
 
     fn dispatch_in_session(
         &mut self,
-        peer: &Peer,
+        peer: Peer,
         token: SessionToken,
         (seq, received): (u64, Instant),
         request: Request,
@@ -192,7 +187,7 @@ impl<S: SendReply> Dispatcher<S> {
         }
     }
 
-    fn open(&mut self, peer: &Peer, seq: u64, hello: Hello, now: Instant) {
+    fn open(&mut self, peer: Peer, seq: u64, hello: Hello, now: Instant) {
         match self.try_open(peer, seq, hello, now) {
             Ok(()) => {}
             Err(error) => {
@@ -204,7 +199,7 @@ impl<S: SendReply> Dispatcher<S> {
 
     fn try_open(
         &mut self,
-        peer: &Peer,
+        peer: Peer,
         seq: u64,
         hello: Hello,
         now: Instant,
@@ -215,8 +210,9 @@ impl<S: SendReply> Dispatcher<S> {
             return Err(refusal(ErrorCode::TooManySessions, message));
         }
         let (frontend, weight) = (hello.frontend.clone(), hello.weight);
-        let (outbox, replies) = Outbox::new();
-        let opened = self.registry.open(hello, peer.clone(), outbox.clone(), now);
+        let peer = Arc::new(Mutex::new(peer));
+        let outbox = self.outbox_towards(Arc::clone(&peer));
+        let opened = self.registry.open(hello, peer, outbox.clone(), now);
         let (token, connection) = opened.map_err(|error| {
             refusal(
                 ErrorCode::TooManySessions,
@@ -229,11 +225,6 @@ impl<S: SendReply> Dispatcher<S> {
             pid = connection.hello.pid,
             "frontend connected"
         );
-        self.writers.spawn(outbox::deliver(
-            replies,
-            Arc::clone(&connection.peer),
-            self.socket.clone(),
-        ));
         let session = connection.id;
         outbox.send(
             seq,
@@ -293,8 +284,7 @@ impl<S: SendReply> Dispatcher<S> {
             );
             self.tell_engine(EngineMessage::Close { session: id });
         }
-        // Writers of closed sessions have ended.
-        while self.writers.try_join_next().is_some() {}
+        while self.reports.try_join_next().is_some() {}
     }
 
     /// Openings and closings must not be lost. The queue has room for those of all sessions, so
@@ -305,18 +295,20 @@ impl<S: SendReply> Dispatcher<S> {
         }
     }
 
-    /// Answers a peer that has no session. Dropped if too many such answers are on their way.
-    fn reply_outside(&mut self, peer: &Peer, seq: u64, reply: Reply) {
-        let Ok(permit) = Arc::clone(&self.loose_replies).try_acquire_owned() else {
-            return;
-        };
+    /// Sends to whichever peer has last shown the session's token.
+    fn outbox_towards(&self, peer: Arc<Mutex<Peer>>) -> Outbox {
+        let socket = self.socket.clone();
+        Outbox::through(move |bytes| {
+            let peer = *peer.lock().expect("nobody panics while holding it");
+            socket.send(peer, bytes)
+        })
+    }
+
+    /// Answers a peer that has no session.
+    fn reply_outside(&self, peer: Peer, seq: u64, reply: Reply) {
         let bytes = encode_reply(&ReplyEnvelope { seq, reply });
-        let (mut socket, peer) = (self.socket.clone(), peer.clone());
-        self.writers.spawn(async move {
-            // A peer that is gone needs no answer.
-            let _ = socket.send(&peer, bytes).await;
-            drop(permit);
-        });
+        // A peer that is gone, or does not read, needs no answer.
+        let _ = self.socket.send(peer, bytes);
     }
 }
 

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use metal_rpc_protocol::{ErrorCode, ErrorReply, Scope};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::engine::EngineHandle;
 use crate::limits::{DRAIN_MS, FAREWELL_MS};
 use crate::session::Registry;
+use crate::socket::SendReply;
 use crate::watchdog::Wedge;
 
 /// Why the daemon ends.
@@ -23,10 +24,10 @@ pub enum Leave {
 
 /// Lets the steps in flight finish, unless they are stuck, and sends every frontend to the next
 /// daemon.
-pub async fn take_leave(
+pub async fn take_leave<S: SendReply>(
     engine: EngineHandle,
     registry: Registry,
-    writers: &mut JoinSet<()>,
+    socket: &S,
     leave: &Leave,
 ) {
     let (code, message) = match leave {
@@ -49,10 +50,7 @@ pub async fn take_leave(
         };
         connection.outbox.send_error(0, error);
     }
-    // Their writers end when the last handle of their queues is gone.
-    drop(registry);
-    let farewell = async { while writers.join_next().await.is_some() {} };
-    if timeout(Duration::from_millis(FAREWELL_MS), farewell)
+    if timeout(Duration::from_millis(FAREWELL_MS), socket.flushed())
         .await
         .is_err()
     {

@@ -4,7 +4,7 @@
 //!
 //! | | stage | module | what it does |
 //! |-|-------|--------|--------------|
-//! | 1 | socket | [`socket`] | ZeroMQ ROUTER: bytes in, bytes out |
+//! | 1 | socket | [`socket`] | ZeroMQ's protocol: bytes in, bytes out |
 //! | 2 | decode | [`dispatch`] | bytes to a request; control here, steps to the engine's queue |
 //! | 3 | session | [`session`] | what is known of a frontend; a step is applied and checked |
 //! | ★ | engine | [`engine`] | the thread that does 3 to 6. **Read this first** |
@@ -17,9 +17,8 @@
 //! does not end).
 //!
 //! Around it: [`kv_cache`] (paged cache and the wall between frontends), [`device`] (CPU or GPU,
-//! memory budget), [`endpoint`] (the private socket, or TCP with a token), [`tcp`] (the gate of a
-//! TCP endpoint), [`outbox`] (bounded queues of replies), [`config`], [`limits`], [`server`]
-//! (`metald serve`), [`start`] (`metald start`), [`status`] (`metald status`), [`drain`]
+//! memory budget), [`endpoint`] (the private socket, or TCP with a token), [`outbox`] (the way to
+//! one frontend), [`config`], [`limits`], [`server`] (`metald serve`), [`start`] (`metald start`), [`status`] (`metald status`), [`drain`]
 //! (`metald drain`), [`generate`]
 //! (`metald generate`), [`bench`] (`metald bench`), [`telemetry`].
 
@@ -57,5 +56,4 @@ pub mod outbox;
 pub mod server;
 pub mod start;
 pub mod status;
-pub mod tcp;
 pub mod telemetry;

@@ -5,22 +5,27 @@ use metal_rpc_protocol::limits::{MAX_STEPS_IN_FLIGHT, MAX_TOKENS_PER_STEP};
 /// Sessions open at the same time.
 pub const MAX_SESSIONS: usize = 64;
 
-/// TCP connections that have not shown that they hold the token. More wait in the system's queue.
+/// Connections that have not greeted or, on TCP, not shown that they hold the token. More wait in
+/// the system's queue.
 pub const MAX_STRANGERS: usize = 16;
 
-/// TCP connections that have: one a session, and some of `metald status`.
+/// Connections that have: one a session, and some of `metald status`.
 pub const MAX_GUESTS: usize = MAX_SESSIONS + 16;
 
 /// Messages of one session waiting for the engine: the steps that it may have in flight, each with
 /// its grammar, and as many that run nothing. A frontend that sends faster is refused.
 pub const MAX_MESSAGES_QUEUED: usize = 4 * MAX_STEPS_IN_FLIGHT;
 
-/// Answers outside of sessions on their way at the same time; more are dropped.
-pub const MAX_LOOSE_REPLIES: usize = 64;
+/// Messages that wait for the dispatcher, which never waits itself. Whoever sends more is not read
+/// from meanwhile.
+pub const RECEIVED_DEPTH: usize = 16;
+
+/// Answers to `Status` that wait for the engine; more are dropped.
+pub const MAX_REPORTS: usize = 64;
 
 /// Messages waiting for the engine: what each session may queue, its opening and its closing, and
 /// questions after its status.
-pub const ENGINE_QUEUE_DEPTH: usize = MAX_SESSIONS * (MAX_MESSAGES_QUEUED + 2) + MAX_LOOSE_REPLIES;
+pub const ENGINE_QUEUE_DEPTH: usize = MAX_SESSIONS * (MAX_MESSAGES_QUEUED + 2) + MAX_REPORTS;
 
 /// Steps of one session that have not been submitted, those that run nothing included.
 pub const MAX_STEPS_WAITING: usize = 4 * MAX_STEPS_IN_FLIGHT;
@@ -32,8 +37,8 @@ pub const MAX_STEPS_UNANSWERED: usize = 4 * MAX_STEPS_IN_FLIGHT;
 /// forwards that answer none because their steps end later. The engine never waits for room.
 pub const SUBMITTED_DEPTH: usize = MAX_SESSIONS * MAX_STEPS_UNANSWERED + MAX_FORWARDS_IN_FLIGHT;
 
-/// Replies waiting for one frontend to read them: a result and an error per step, and the
-/// progress of a load. A session whose queue is full is closed.
+/// Replies waiting for one connection to read them: a result and an error per step, and the
+/// progress of a load. A session that finds no room is closed.
 pub const REPLY_QUEUE_DEPTH: usize = 256;
 
 /// Forwards that the device has to do: one runs, one is built on its result.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -15,13 +15,12 @@ use crate::config::Config;
 use crate::device::DeviceError;
 use crate::dispatch::{DaemonInfo, Dispatcher};
 use crate::drain::{self, DrainError};
-use crate::endpoint::{Endpoint, EndpointError, TcpAddress, UnixEndpoint};
+use crate::endpoint::{Endpoint, EndpointError};
 use crate::engine::EngineHandle;
 use crate::leave::Leave;
 use crate::limits::FAREWELL_MS;
 use crate::session::registry::Binding;
-use crate::socket::{self, SocketError};
-use crate::tcp::Gate;
+use crate::socket::{Listener, Router, SocketError, router};
 use crate::watchdog::{self, Pulse, Wedge};
 
 /// How often the daemon looks whether its socket is still there.
@@ -45,14 +44,6 @@ pub enum ServeError {
     /// See [`SocketError`].
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The port cannot be had.
-    #[error("cannot listen on {address}: {error}")]
-    Tcp {
-        /// Where.
-        address: TcpAddress,
-        /// What the system said.
-        error: std::io::Error,
-    },
     /// The operating system refused.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -107,25 +98,22 @@ fn take_over(config: &Config) -> Result<(), DrainError> {
 async fn serve(config: &Config, claim: &Arc<Claim>) -> Result<Leave, ServeError> {
     let mut signals = Signals::new()?;
     let engine = EngineHandle::start(config.engine.clone())?;
-    let endpoint = config.endpoint.socket();
-    let (sender, receiver) = socket::bind(&endpoint).await?;
-    claim.listening()?;
-    let gate = open_gate(&config.endpoint, &endpoint).await?;
+    let (router, receiver) = router();
+    let mut listeners = listen(config, claim, &router).await?;
     let binding = match &config.endpoint {
         Endpoint::Unix(_) => Binding::Token,
         Endpoint::Tcp(..) => Binding::Connection,
     };
     let (pulse, wedged) = watch(config, claim, &engine);
-    let leave = async {
+    let held = Arc::clone(claim);
+    let leave = async move {
         let leave = tokio::select! {
             () = signals.next() => Leave::Asked,
-            () = unreachable(claim) => Leave::Asked,
+            () = unreachable(&held) => Leave::Asked,
             Ok(wedge) = wedged => Leave::Wedged(wedge),
         };
-        claim.withdraw();
-        if let Some(gate) = gate {
-            gate.abort();
-        }
+        held.withdraw();
+        listeners.abort_all();
         tokio::spawn(end_at_once(signals));
         leave
     };
@@ -144,9 +132,28 @@ async fn serve(config: &Config, claim: &Arc<Claim>) -> Result<Leave, ServeError>
         restarts = info.restarts,
         "serving"
     );
-    Ok(Dispatcher::new(info, engine, sender, binding)
-        .run(receiver, pulse, leave)
-        .await)
+    // On one of the runtime's threads: what a connection has read is then dispatched without waking
+    // another one.
+    let dispatcher = Dispatcher::new(info, engine, router.sender(), binding);
+    let served = tokio::spawn(dispatcher.run(receiver, pulse, leave)).await;
+    Ok(served.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
+}
+
+/// Opens the ways in: the private socket, and the port if that is where frontends come from.
+async fn listen(
+    config: &Config,
+    claim: &Claim,
+    router: &Router,
+) -> Result<JoinSet<()>, ServeError> {
+    let mut listeners = JoinSet::new();
+    let local = Listener::unix(&config.endpoint.socket(), router)?;
+    claim.listening()?;
+    listeners.spawn(local.run());
+    if let Endpoint::Tcp(address, token) = &config.endpoint {
+        let remote = Listener::tcp(address, token.clone(), router).await?;
+        listeners.spawn(remote.run());
+    }
+    Ok(listeners)
 }
 
 /// Waits until nobody finds our socket any more: the next daemon could never start beside us.
@@ -207,22 +214,6 @@ async fn end_at_once(mut signals: Signals) {
     signals.next().await;
     warn!("ending at once");
     metal_rpc_kernels::exit_now(1);
-}
-
-/// Opens the way in from the network, if that is where frontends come from.
-async fn open_gate(
-    endpoint: &Endpoint,
-    socket: &UnixEndpoint,
-) -> Result<Option<JoinHandle<()>>, ServeError> {
-    if let Endpoint::Tcp(address, token) = endpoint {
-        let gate = Gate::bind(address, token.clone(), socket).await;
-        let gate = gate.map_err(|error| ServeError::Tcp {
-            address: address.clone(),
-            error,
-        })?;
-        return Ok(Some(tokio::spawn(gate.run())));
-    }
-    Ok(None)
 }
 
 /// The time of the start, which no two daemons of an endpoint share.

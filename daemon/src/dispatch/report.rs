@@ -22,8 +22,8 @@ const ENGINE_TIMEOUT: Duration = Duration::from_secs(1);
 impl<S: SendReply> Dispatcher<S> {
     /// Answers a peer that asks what the daemon does. Dropped if too many such answers are on their
     /// way. Never waits.
-    pub(super) fn report(&mut self, peer: &Peer, seq: u64, now: Instant) {
-        let Ok(permit) = self.loose_replies.clone().try_acquire_owned() else {
+    pub(super) fn report(&mut self, peer: Peer, seq: u64, now: Instant) {
+        let Ok(permit) = self.places.clone().try_acquire_owned() else {
             return;
         };
         let (answer, answered) = oneshot::channel();
@@ -37,8 +37,8 @@ impl<S: SendReply> Dispatcher<S> {
             .iter()
             .map(|connection| (connection.id, known(connection, now)));
         let sessions: Vec<_> = sessions.collect();
-        let (info, mut socket, peer) = (self.info.clone(), self.socket.clone(), peer.clone());
-        self.writers.spawn(async move {
+        let (info, socket) = (self.info.clone(), self.socket.clone());
+        self.reports.spawn(async move {
             let asked = Instant::now();
             let engine = match timeout(ENGINE_TIMEOUT, answered).await {
                 Ok(Ok(engine)) => Some((engine, asked.elapsed())),
@@ -46,9 +46,7 @@ impl<S: SendReply> Dispatcher<S> {
             };
             let reply = Reply::StatusReport(merge(&info, sessions, engine));
             // A peer that is gone needs no answer.
-            let _ = socket
-                .send(&peer, encode_reply(&ReplyEnvelope { seq, reply }))
-                .await;
+            let _ = socket.send(peer, encode_reply(&ReplyEnvelope { seq, reply }));
             drop(permit);
         });
     }

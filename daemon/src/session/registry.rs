@@ -69,7 +69,7 @@ impl Registry {
     pub fn open(
         &mut self,
         hello: Hello,
-        peer: Peer,
+        peer: Arc<Mutex<Peer>>,
         outbox: Outbox,
         now: Instant,
     ) -> Result<(SessionToken, &Connection), getrandom::Error> {
@@ -78,7 +78,6 @@ impl Registry {
         let token = SessionToken(token);
         let id = SessionId(self.next_id);
         self.next_id += 1;
-        let peer = Arc::new(Mutex::new(peer));
         let connection = Connection {
             id,
             hello,
@@ -102,7 +101,7 @@ impl Registry {
     pub fn hear(
         &mut self,
         token: SessionToken,
-        peer: &Peer,
+        peer: Peer,
         now: Instant,
     ) -> Option<&mut Connection> {
         let connection = self.by_token.get_mut(&token)?;
@@ -113,10 +112,10 @@ impl Registry {
             .peer
             .lock()
             .expect("nobody panics while holding it");
-        if self.binding == Binding::Connection && *known != *peer {
+        if self.binding == Binding::Connection && *known != peer {
             return None;
         }
-        known.clone_from(peer);
+        *known = peer;
         drop(known);
         connection.last_heard = now;
         Some(connection)
@@ -173,8 +172,9 @@ mod tests {
             pid: 1,
             weight: 1,
         };
+        let peer = Arc::new(Mutex::new(Peer::from(1)));
         let (token, _) = registry
-            .open(hello, Peer::from(vec![1]), Outbox::new().0, now)
+            .open(hello, peer, Outbox::new().0, now)
             .expect("the system has random bytes");
         token
     }
@@ -189,13 +189,13 @@ mod tests {
 
         let later = start + Duration::from_secs(7);
         assert!(registry.expire(later, lease).is_empty());
-        assert!(registry.hear(heard, &Peer::from(vec![2]), later).is_some());
+        assert!(registry.hear(heard, Peer::from(2), later).is_some());
 
         let expired = registry.expire(start + Duration::from_secs(9), lease);
         assert_eq!(expired.len(), 1);
         assert_eq!(expired[0].id, SessionId(0));
-        assert!(registry.hear(silent, &Peer::from(vec![1]), later).is_none());
-        assert!(registry.hear(heard, &Peer::from(vec![2]), later).is_some());
+        assert!(registry.hear(silent, Peer::from(1), later).is_none());
+        assert!(registry.hear(heard, Peer::from(2), later).is_some());
     }
 
     #[test]
@@ -204,10 +204,10 @@ mod tests {
         let mut registry = Registry::new(Binding::Token);
         let token = open(&mut registry, now);
         let connection = registry
-            .hear(token, &Peer::from(vec![1]), now)
+            .hear(token, Peer::from(1), now)
             .expect("it is open");
         connection.outbox.close();
-        assert!(registry.hear(token, &Peer::from(vec![1]), now).is_none());
+        assert!(registry.hear(token, Peer::from(1), now).is_none());
         assert_eq!(registry.expire(now, Duration::from_secs(8)).len(), 1);
         assert!(registry.is_empty());
     }
@@ -218,7 +218,7 @@ mod tests {
             let mut registry = Registry::new(binding);
             let token = open(&mut registry, now);
             let later = now + Duration::from_secs(9);
-            let other = registry.hear(token, &Peer::from(vec![2]), later);
+            let other = registry.hear(token, Peer::from(2), later);
             assert_eq!(other.is_some(), is_known, "{binding:?}");
             // Whoever is refused does not renew the lease either.
             let expired = registry.expire(later, Duration::from_secs(8));

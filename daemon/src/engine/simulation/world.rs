@@ -20,7 +20,7 @@ use crate::limits::{ENGINE_QUEUE_DEPTH, LEASE_MS, SUBMITTED_DEPTH};
 use crate::models::{Checkpoints, ModelRoots};
 use crate::reply::{self, Submitted};
 use crate::session::registry::Binding;
-use crate::socket::{Peer, SendReply, SocketError};
+use crate::socket::{Peer, SendReply, Undelivered};
 use crate::watchdog::Pulse;
 
 /// Tokens of a turn: few, so that steps are cut.
@@ -29,8 +29,6 @@ pub(super) const TURN_TOKENS: u32 = 8;
 const EVENTS: usize = 1200;
 /// Events in which the careful ones must finish then.
 const MOST_EVENTS: usize = 60_000;
-/// How long a thread may take to end, on a machine that does other things too.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// After so many sessions a careless frontend is not seen again.
 const MAX_SOCKETS: u8 = 4;
 
@@ -50,16 +48,17 @@ pub(super) enum Sabotage {
 struct Wire(Arc<Mutex<HashMap<Peer, VecDeque<Vec<u8>>>>>);
 
 impl SendReply for Wire {
-    async fn send(&mut self, peer: &Peer, payload: Vec<u8>) -> Result<(), SocketError> {
+    fn send(&self, peer: Peer, payload: Vec<u8>) -> Result<(), Undelivered> {
         let mut inboxes = self.0.lock().expect("nobody panics while holding it");
-        inboxes.entry(peer.clone()).or_default().push_back(payload);
+        inboxes.entry(peer).or_default().push_back(payload);
         Ok(())
     }
+
+    async fn flushed(&self) {}
 }
 
 /// A daemon and its frontends.
 pub(super) struct World<'a> {
-    seed: u64,
     rng: Rng,
     oracle: &'a mut Oracle,
     runtime: Runtime,
@@ -135,7 +134,6 @@ impl<'a> World<'a> {
         let wire = Wire::default();
         let handle = EngineHandle::without_threads(messages.clone());
         Self {
-            seed,
             rng,
             oracle,
             dispatcher: Dispatcher::new(info, handle, wire.clone(), Binding::Token),
@@ -243,12 +241,12 @@ impl<'a> World<'a> {
             .pop_front()
             .expect("the caller has looked");
         let _guard = self.runtime.enter();
-        self.dispatcher.dispatch(&peer, &bytes);
+        self.dispatcher.dispatch(peer, &bytes);
     }
 
     fn peer(&self, index: usize) -> Peer {
-        let index = u8::try_from(index).expect("a few");
-        Peer::from(vec![index, self.frontends[usize::from(index)].num_sockets])
+        let num_sockets = self.frontends[index].num_sockets;
+        Peer::from(((index as u64) << 8) | u64::from(num_sockets))
     }
 
     /// The engine works off its queue.
@@ -282,11 +280,6 @@ impl<'a> World<'a> {
 
     /// A frontend reads what has come.
     fn read(&mut self, index: usize) {
-        self.runtime.block_on(async {
-            for _ in 0..3 {
-                tokio::task::yield_now().await;
-            }
-        });
         if self.now_ms < self.stopped_until[index] {
             return;
         }
@@ -354,21 +347,6 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Writers of closed sessions end with the last handle of their outbox. One of those is the
-    /// loading thread's, which may still be on its way out.
-    fn wait_for_writers(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.runtime.metrics().num_alive_tasks() > 0 {
-            assert!(
-                Instant::now() < deadline,
-                "writers of closed sessions, seed {}",
-                self.seed
-            );
-            std::thread::yield_now();
-            self.read(0);
-        }
-    }
-
     /// Everybody has left or is dead: nothing may be left of them.
     fn end(mut self) -> Tally {
         self.runtime
@@ -382,11 +360,8 @@ impl<'a> World<'a> {
         }
         self.read(0);
         invariants::check_empty(&self.engine);
-        // Writers of sessions have ended with them.
-        self.expire();
         self.tally.forwards = self.engine.served.forwards;
         self.tally.tokens = self.engine.served.tokens;
-        self.wait_for_writers();
         self.oracle.models = std::mem::take(&mut self.engine.models);
         self.tally
     }
