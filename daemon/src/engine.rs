@@ -319,16 +319,14 @@ impl Engine {
     }
 
     /// The device has failed in a forward whose steps `answered` are told so. Steps that would have
-    /// ended in a later one have lost what it should have written.
+    /// ended in a later one, or that wait for their grammar, have lost what it should have written.
     fn device_failed(&mut self, answered: usize) {
-        let broken: Vec<(SessionId, u64)> = self
-            .sessions
-            .iter()
-            .filter_map(|(id, session)| {
-                let begun = session.begun.as_ref()?;
-                begun.submitted.map(|_| (*id, begun.step.seq))
-            })
-            .collect();
+        let begun = self.sessions.iter().filter_map(|(id, session)| {
+            let begun = session.begun.as_ref()?;
+            begun.submitted.map(|_| (*id, begun.step.seq))
+        });
+        let held = self.held.iter().map(|(id, held)| (*id, held.seq()));
+        let broken: Vec<(SessionId, u64)> = begun.chain(held).collect();
         self.forward_failed(answered + broken.len());
         for (id, seq) in broken {
             let message = "the device could not run a part of the step".to_owned();

@@ -26,6 +26,13 @@ pub(super) struct HeldStep {
     submitted: Instant,
 }
 
+impl HeldStep {
+    /// `seq` of the step.
+    pub(super) fn seq(&self) -> u64 {
+        self.step.seq
+    }
+}
+
 impl Engine {
     /// Samples the steps that end with this forward, keeps the others, and submits it all.
     ///

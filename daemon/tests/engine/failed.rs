@@ -156,3 +156,17 @@ fn a_step_that_lost_a_part_of_itself_to_the_device_fails_too() {
     run_to_the_end(&mut machine);
     assert!(machine.result(2).is_some());
 }
+
+#[test]
+fn a_step_whose_logits_are_lost_does_not_wait_for_its_grammar() {
+    let mut machine = Machine::new(faulty(Fault::Device), &[1, 1]);
+    let held = Exec {
+        sample_follows: true,
+        ..open_and_run(4)
+    };
+    machine.steps(vec![(0, held), (1, open_many(4))]);
+    assert!(machine.complete());
+    for id in 0..2 {
+        check_refused(&mut machine, id, ErrorCode::StepFailed);
+    }
+}
