@@ -1,8 +1,8 @@
 """`LLM(...)` without a server: `python -m framework.offline` runs models one after the other.
 
-Reads a list of jobs from standard input, as JSON, and writes a list of results to the file that the
-command line names. The engine runs in this process, step by step, so that what its scheduler holds
-can be seen.
+Reads a list of jobs or questions from standard input, as JSON, and writes a list of results to the
+file that the command line names. The engine runs in this process, so a model costs seconds where a
+server takes twenty, and what its scheduler holds can be seen between steps.
 """
 
 import json
@@ -41,13 +41,38 @@ class Result(NamedTuple):
     num_blocks: int
 
 
+class Question(NamedTuple):
+    """A greedy completion of a text."""
+
+    model: str
+    text: str
+    num_tokens: int
+
+
+class Answer(NamedTuple):
+    """What a model says."""
+
+    text: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+
+
 def run(daemon: Daemon, jobs: Sequence[Job]) -> list[Result]:
     """Runs jobs against a daemon, in a process of their own."""
-    output = daemon.folder / "offline.json"
-    variables = environment(daemon.folder, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    return [Result(*fields) for fields in _results(daemon, "run", jobs)]
+
+
+def ask(daemon: Daemon, questions: Sequence[Question], **variables: str) -> list[Answer]:
+    """Asks models of a daemon, in a process of their own with more environment variables."""
+    return [Answer(*fields) for fields in _results(daemon, "ask", questions, **variables)]
+
+
+def _results(daemon: Daemon, what: str, inputs: Sequence[Any], **variables: str) -> list[Any]:
+    output = daemon.folder / f"offline-{what}.json"
+    variables = environment(daemon.folder, VLLM_ENABLE_V1_MULTIPROCESSING="0", **variables)
     result = subprocess.run(
-        [sys.executable, "-m", "framework.offline", str(output)],
-        input=json.dumps(jobs),
+        [sys.executable, "-m", "framework.offline", what, str(output)],
+        input=json.dumps(inputs),
         env=variables,
         cwd=paths.REPOSITORY / "integration-tests",
         capture_output=True,
@@ -56,7 +81,8 @@ def run(daemon: Daemon, jobs: Sequence[Job]) -> list[Result]:
         check=False,
     )
     assert result.returncode == 0, f"{result.stderr[-8000:]}\n{daemon.log()}"
-    return [Result(*fields) for fields in json.loads(output.read_text())]
+    results: list[Any] = json.loads(output.read_text())
+    return results
 
 
 def _run(job: Job) -> Result:
@@ -89,6 +115,19 @@ def _run(job: Job) -> Result:
         llm.llm_engine.engine_core.shutdown()
 
 
+def _ask(question: Question) -> Answer:
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(question.model, max_model_len=512, max_num_seqs=8, gpu_memory_utilization=0.1)
+    try:
+        params = SamplingParams(temperature=0.0, max_tokens=question.num_tokens, ignore_eos=True)
+        (output,) = llm.generate(question.text, params, use_tqdm=False)
+        (said,) = output.outputs
+        return Answer(said.text, list(output.prompt_token_ids or ()), list(said.token_ids))
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
 def _generate(llm: Any, job: Job, pool: Any) -> tuple[list[int], int]:
     """The tokens of a job, and the blocks that it held before its last step."""
     from vllm import SamplingParams
@@ -109,9 +148,15 @@ def _generate(llm: Any, job: Job, pool: Any) -> tuple[list[int], int]:
 
 
 def main() -> None:
-    """Runs the jobs of standard input."""
-    results = [_run(Job(*fields)) for fields in json.load(sys.stdin)]
-    Path(sys.argv[1]).write_text(json.dumps(results))
+    """Runs what stands in standard input."""
+    what, output = sys.argv[1:]
+    inputs = json.load(sys.stdin)
+    results: list[Any]
+    if what == "run":
+        results = [_run(Job(*fields)) for fields in inputs]
+    else:
+        results = [_ask(Question(*fields)) for fields in inputs]
+    Path(output).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Real models in every format that people have them in, through `vllm serve`.
+"""Real models in every format that people have them in, through vLLM.
 
-What each format's numbers mean is compared exactly in `daemon/tests/models`; here a whole server
-has to take the path as a user types it, and to answer.
+What each format's numbers mean is compared exactly in `daemon/tests/models`; here vLLM has to take
+the path as a user types it, and to answer: a whole server of its own for most, `LLM(...)` for those
+that differ from one of these in the model alone.
 """
 
 import re
@@ -15,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from framework import models
-from framework.daemon import daemon_log, stopped_at_the_end
+from framework import models, offline
+from framework.daemon import Daemon, daemon_log, stopped_at_the_end
 from framework.quantise import quantise
 from framework.reference import ReferenceModel
 from framework.server import Server
@@ -35,26 +36,39 @@ FLAGS = ("--max-model-len=512", "--gpu-memory-utilization=0.1", "--max-num-seqs=
 def paths(smollm2: Path, make_folder: Callable[[], Path]) -> dict[str, Path]:
     """What is typed after `vllm serve`."""
     root = make_folder()
-    torch_folder = root / "torch"
-    torch_folder.mkdir()
-    for path in smollm2.iterdir():
-        if path.suffix != ".safetensors":
-            (torch_folder / path.name).symlink_to(path.resolve())
-    torch.save(load_file(smollm2 / "model.safetensors"), torch_folder / "pytorch_model.bin")
+    gemma = models.real("gemma3-270m")
     return {
         "mlx": models.real("smollm2-135m-4bit"),
         "gguf": models.real("smollm2-135m-gguf") / "model.gguf",
         "awq": quantise(smollm2, root / "awq", "awq"),
         "gptq": quantise(smollm2, root / "gptq", "gptq"),
-        "torch": torch_folder,
+        "torch": with_torch_file(smollm2, root / "torch"),
+        "mlx-8bit": models.real("smollm2-135m-8bit"),
+        "mlx-mxfp4": quantise(smollm2, root / "mxfp4", "mxfp4"),
         "gemma-mlx": models.real("gemma3-270m-4bit"),
         "gemma-mlx-8bit": models.real("gemma3-270m-8bit"),
         "gemma-gguf": models.real("gemma3-270m-gguf") / "model.gguf",
+        "gemma-awq": quantise(gemma, root / "gemma-awq", "awq"),
+        "gemma-gptq": quantise(gemma, root / "gemma-gptq", "gptq"),
+        "gemma-torch": with_torch_file(gemma, root / "gemma-torch"),
     }
 
 
-# SmolLM2's, and Gemma 3's.
+def with_torch_file(model: Path, folder: Path) -> Path:
+    """A copy of a checkpoint with `pytorch_model.bin` instead of safetensors."""
+    folder.mkdir()
+    for path in model.iterdir():
+        if path.suffix != ".safetensors":
+            (folder / path.name).symlink_to(path.resolve())
+    torch.save(load_file(model / "model.safetensors"), folder / "pytorch_model.bin")
+    return folder
+
+
+# SmolLM2's, and Gemma 3's; each has a server.
 FORMATS = ("mlx", "gguf", "awq", "gptq", "torch", "gemma-mlx", "gemma-mlx-8bit", "gemma-gguf")
+# Those that run one after the other, without one.
+OFFLINE = ("mlx-8bit", "mlx-mxfp4", "gemma-awq", "gemma-gptq", "gemma-torch")
+NUM_TOKENS = 12
 
 
 def question(name: str) -> str:
@@ -70,13 +84,38 @@ def answers(make_folder: Callable[[], Path], paths: dict[str, Path]) -> Iterator
         server = Server(paths[name], folder, *FLAGS, METAL_RPC_CACHE_DIR=str(folder / "cache"))
         with stopped_at_the_end(folder), server:
             answer = server.complete(
-                question(name), max_tokens=12, temperature=0.0, ignore_eos=True
+                question(name), max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True
             )
             logs = {"log": server.log_path.read_text(), "daemon": daemon_log(folder).read_text()}
             return answer | logs
 
     with ThreadPoolExecutor(AT_A_TIME) as threads:
         yield dict(zip(FORMATS, threads.map(ask, FORMATS), strict=True))
+
+
+@pytest.fixture(scope="module")
+def offline_answers(daemon: Daemon, paths: dict[str, Path]) -> dict[str, offline.Answer]:
+    """What the others say."""
+    questions = [offline.Question(str(paths[name]), question(name), NUM_TOKENS) for name in OFFLINE]
+    cache = str(daemon.folder / "cache")
+    said = offline.ask(daemon, questions, METAL_RPC_CACHE_DIR=cache)
+    return dict(zip(OFFLINE, said, strict=True))
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", OFFLINE)
+def test_real_models_answer_without_a_server(
+    offline_answers: dict[str, offline.Answer], name: str
+) -> None:
+    assert "Paris" in offline_answers[name].text, offline_answers[name].text
+
+
+def test_converted_weights_of_gemma_are_the_same(
+    offline_answers: dict[str, offline.Answer],
+) -> None:
+    answer = offline_answers["gemma-torch"]
+    reference = ReferenceModel(models.real("gemma3-270m"))
+    reference.assert_greedy(answer.prompt_token_ids, answer.token_ids, tie=TIE)
 
 
 @pytest.mark.timeout(1500)
@@ -121,7 +160,7 @@ def test_the_log_says_what_a_conversion_costs(answers: dict[str, Any]) -> None:
 
 def test_converted_weights_are_the_same(answers: dict[str, Any], baseline: Any) -> None:
     prompt = answers["torch"]["prompt_token_ids"]
-    assert baseline.greedy([prompt], 12) == [answers["torch"]["token_ids"]]
+    assert baseline.greedy([prompt], NUM_TOKENS) == [answers["torch"]["token_ids"]]
 
 
 def test_quantised_weights_take_less_memory(answers: dict[str, Any]) -> None:
