@@ -14,6 +14,8 @@ from framework.greedy import BLOCK_SIZE
 class _Stream:
     handle: int
     blocks: list[int]
+    # Tokens that it computes until it ends.
+    length: int
     num_computed: int = 0
     is_open: bool = False
 
@@ -22,7 +24,8 @@ class Load:
     """Keeps `num_streams` requests running, two steps in flight, until it is told to stop.
 
     As vLLM's scheduler does, a step decodes a token of each stream whose prompt is complete and
-    fills up with prompt tokens.
+    fills up with prompt tokens. The first outputs of the streams differ in length, so that they do
+    not begin anew in one step.
     """
 
     def __init__(
@@ -40,7 +43,11 @@ class Load:
         self._max_tokens = max_tokens if num_streams > 1 else prompt_tokens
         blocks = -(-(self._length + 1) // BLOCK_SIZE)
         self._streams = [
-            _Stream(n, list(range(1 + n * blocks, 1 + (n + 1) * blocks)))
+            _Stream(
+                n,
+                list(range(1 + n * blocks, 1 + (n + 1) * blocks)),
+                prompt_tokens + output_tokens * (n + 1) // num_streams - 1,
+            )
             for n in range(num_streams)
         ]
         # When each step's results came, how many tokens it ran, and the stamps that bound them.
@@ -82,9 +89,10 @@ class Load:
         finished, new, rows = [], [], []
         room = self._max_tokens
         for stream in self._streams:
-            if stream.num_computed >= self._length:
+            if stream.num_computed >= stream.length:
                 finished.append(stream.handle)
-                stream.num_computed, stream.is_open = 0, False
+                stream.num_computed, stream.length = 0, self._length
+                stream.is_open = False
         # Those that decode first, as vLLM schedules running requests before new ones.
         for stream in sorted(self._streams, key=lambda stream: not stream.is_open):
             left = len(self._prompt) - stream.num_computed

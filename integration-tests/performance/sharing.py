@@ -21,8 +21,8 @@ from framework.load import Load
 
 MODEL: Final = "smollm2-135m"
 WARM_UP_S: Final = 4.0
-MEASURED_S: Final = 8.0
-ROUNDS: Final = 3
+MEASURED_S: Final = 10.0
+ROUNDS: Final = 5
 # A step without a bound on its turn: what the daemon did before it had turns.
 NO_TURNS: Final = "--turn-tokens=131072"
 LIGHT: Final[dict[str, Any]] = {"num_streams": 1, "prompt_tokens": 16, "output_tokens": 400}
@@ -40,7 +40,7 @@ def main() -> None:
 def throughput(model: Path) -> None:
     """Two frontends at concurrency 8 each against one at 16."""
     rates: dict[str, list[float]] = {"one at 16": [], "two at 8": []}
-    footprints = {}
+    footprints, merged = {}, {}
     for _ in range(ROUNDS):
         for name, counts in {"one at 16": [16], "two at 8": [8, 8]}.items():
             with _daemon() as daemon:
@@ -48,11 +48,15 @@ def throughput(model: Path) -> None:
                 measured, report = _measure(daemon, loads)
                 rates[name].append(sum(load["tokens_per_s"] for load in measured))
                 footprints[name] = report["footprint_bytes"]
+                merged[name] = report["steps_a_forward"]
                 (loaded,) = report["models"]
                 assert loaded["sessions"] == len(counts)
     print(f"throughput, {model.name}, decode, tokens/s: median [min max] of {ROUNDS}")
     for name, values in rates.items():
-        print(f"  {name:10} {_spread(values)}   {footprints[name] >> 20} MiB in memory")
+        print(
+            f"  {name:10} {_spread(values)}   {footprints[name] >> 20} MiB in memory, "
+            f"{merged[name]:.2f} steps a forward"
+        )
     ratio = statistics.median(rates["two at 8"]) / statistics.median(rates["one at 16"])
     print(f"  ratio {ratio:.3f}; weights {loaded['weights_bytes'] >> 20} MiB, once in both")
 
@@ -108,10 +112,12 @@ def _measure(daemon: Daemon, loads: list[Load]) -> tuple[list[dict[str, float]],
     for load in loads:
         load.begin_measuring()
     time.sleep(MEASURED_S)
+    served = daemon.status()["served"]
     measured = [load.end_measuring() for load in loads]
     for thread in threads:
         thread.join()
-    return measured, report
+    steps, forwards = (served[what] - report["served"][what] for what in ("steps", "forwards"))
+    return measured, {**report, "steps_a_forward": steps / forwards}
 
 
 def _spread(values: list[float]) -> str:
