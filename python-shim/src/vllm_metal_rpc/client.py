@@ -7,8 +7,8 @@ are not thread-safe, so every call on one is made under a lock, and who receives
 socket's file descriptor, never inside the socket.
 
 That descriptor is edge-triggered, and *any* call on the socket may consume the edge. Hence the
-rule: whoever has called `send` looks at `EVENTS` before it lets go of the lock, and wakes whoever
-receives if there is something to read.
+rule: whoever has called `send` looks at `EVENTS` before it lets go of the lock if somebody waits,
+and wakes who waits if there is something to read.
 
 # Invariants
 - A connection is opened once and never reconnects: a routing id that outlives its peer would reach
@@ -99,6 +99,8 @@ class Connection:
         self._poller.register(waker.fd, zmq.POLLIN)
         self._endpoint = endpoint
         self._is_lost = False
+        # Whether who receives has found nothing. Guarded by the lock.
+        self._is_awaited = False
 
     @classmethod
     def open(cls, endpoint: str, waker: Waker, timeout_s: float) -> Self:
@@ -128,10 +130,10 @@ class Connection:
         with self._lock:
             try:
                 self._socket.send(frame, zmq.NOBLOCK)
-                readable = self._is_readable()
+                must_wake = self._is_awaited and self._is_readable()
             except zmq.ZMQError as error:
                 raise ConnectionLost(f"cannot send to {self._endpoint}: {error}") from error
-        if readable:
+        if must_wake:
             self._waker.wake()
 
     def receive(self, timeout_s: float) -> bytes | None:
@@ -150,14 +152,14 @@ class Connection:
                 return frame
             if self._is_lost:
                 raise ConnectionLost(f"the daemon closed the connection to {self._endpoint}")
-            if self._next_event() & _REFUSED:
+            remaining_s = deadline - time.monotonic()
+            ready = dict(self._poller.poll(_to_ms(max(0.0, remaining_s))))
+            if self._monitor in ready and self._next_event() & _REFUSED:
                 # Its last messages may have come between the look at the socket and this event.
                 self._is_lost = True
                 continue
-            remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 return None
-            ready = dict(self._poller.poll(_to_ms(remaining_s)))
             if self._waker.fd in ready:
                 self._waker.drain()
                 return self._receive_now()
@@ -185,7 +187,8 @@ class Connection:
 
     def _receive_now(self) -> bytes | None:
         with self._lock:
-            if not self._is_readable():
+            self._is_awaited = not self._is_readable()
+            if self._is_awaited:
                 return None
             frame: bytes = self._socket.recv(zmq.NOBLOCK)
             return frame

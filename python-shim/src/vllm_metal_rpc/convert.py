@@ -154,28 +154,24 @@ class StepEncoder:
         finished = self._release(output.finished_req_ids)
         if output.preempted_req_ids:
             finished += self._release(output.preempted_req_ids)
-        computed: dict[str, int] = {}
         new_requests = []
         for new in output.scheduled_new_reqs:
             # vLLM sends a known request as new to replace all that is known of it.
             finished += self._release((new.req_id,))
             new_requests.append(self._new_request(new))
-            computed[new.req_id] = new.num_computed_tokens
-        cached = output.scheduled_cached_reqs
-        _require_empty(cached, _CACHED_MUST_BE_EMPTY)
-        computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        _require_empty(output.scheduled_cached_reqs, _CACHED_MUST_BE_EMPTY)
         scheduled = output.num_scheduled_tokens
-        all_decode = output.total_num_scheduled_tokens == len(scheduled)
-        handles = self._handles
+        req_ids = list(scheduled)
+        all_decode = output.total_num_scheduled_tokens == len(req_ids)
         copies = output.kv_cache_block_copies
         return messages.Exec(
             sample_follows=output.has_structured_output_requests,
             finished=finished,
             new_requests=new_requests,
-            handles=[handles[req_id] for req_id in scheduled],
-            num_computed_tokens=[computed[req_id] for req_id in scheduled],
+            handles=list(map(self._handles.__getitem__, req_ids)),
+            num_computed_tokens=_num_computed_tokens(output, req_ids),
             num_scheduled_tokens=[] if all_decode else list(scheduled.values()),
-            new_blocks=_new_blocks(cached, scheduled),
+            new_blocks=_new_blocks(output.scheduled_cached_reqs, req_ids),
             block_copies=[(c.src_block_id, c.dst_block_id) for c in copies] if copies else [],
             grammar=None,
         )
@@ -218,7 +214,18 @@ class StepEncoder:
         return released
 
 
-def _new_blocks(cached: CachedRequestData, scheduled: dict[str, int]) -> list[messages.NewBlocks]:
+def _num_computed_tokens(output: SchedulerOutput, req_ids: list[str]) -> list[int]:
+    """By row."""
+    cached = output.scheduled_cached_reqs
+    if cached.req_ids == req_ids:
+        # Steady decoding.
+        return cached.num_computed_tokens
+    computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+    computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+    return [computed[req_id] for req_id in req_ids]
+
+
+def _new_blocks(cached: CachedRequestData, req_ids: list[str]) -> list[messages.NewBlocks]:
     growing = [
         (req_id, blocks)
         for req_id, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True)
@@ -226,13 +233,14 @@ def _new_blocks(cached: CachedRequestData, scheduled: dict[str, int]) -> list[me
     ]
     if not growing:
         return []
-    rows = {req_id: row for row, req_id in enumerate(scheduled)}
+    rows = {req_id: row for row, req_id in enumerate(req_ids)}
     return [messages.NewBlocks(rows[req_id], list(blocks)) for req_id, blocks in growing]
 
 
 def _require_empty(data: Any, names: Collection[str]) -> None:
+    fields = vars(data)
     for name in names:
-        value = getattr(data, name, None)
+        value = fields.get(name)
         # A tensor has no truth value, and is never empty.
         if value is not None and (isinstance(value, torch.Tensor) or value):
             raise UnsupportedFeature(
@@ -278,7 +286,7 @@ def model_runner_output(
         raise ProtocolViolation(f"{len(tokens)} rows answer a step of {len(req_ids)} requests")
     output = ModelRunnerOutput(
         req_ids=req_ids,
-        req_id_to_index={req_id: row for row, req_id in enumerate(req_ids)},
+        req_id_to_index=dict(zip(req_ids, range(len(req_ids)), strict=True)),
         sampled_token_ids=[[token] if token >= 0 else [] for token in tokens],
     )
     if result.logprobs is not None:

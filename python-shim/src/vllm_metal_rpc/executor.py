@@ -220,7 +220,7 @@ class MetalRpcExecutor(Executor):
         if not grammar_is_next:
             pending.step = self._submit(pending)
         self._pending = pending
-        return _done(None) if non_block else None
+        return _NOTHING if non_block else None
 
     def sample_tokens(self, grammar_output: GrammarOutput | None, non_block: bool = False) -> Any:
         """Sends the step's grammar if it has one, and the step with it if it still waits.
@@ -305,3 +305,6 @@ def _done(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(value)
     return future
+
+
+_NOTHING: Final = _done(None)
