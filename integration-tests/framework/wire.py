@@ -67,7 +67,7 @@ _SPECS: Final = {
     ),
     "ModelStatus": "path model_type dtype weights_bytes sessions",
     "KvStatus": "budget_bytes granted_bytes used_bytes",
-    "ServedStatus": "forwards steps tokens",
+    "ServedStatus": "forwards steps tokens submit_us",
 }
 # Opcodes count from 1 in this order.
 _NAMES: Final = list(_SPECS)

@@ -44,6 +44,8 @@ pub struct ServedStatus {
     pub steps: u64,
     /// Tokens computed.
     pub tokens: u64,
+    /// Processor time that the engine took to build and submit the forwards, in microseconds.
+    pub submit_us: u64,
 }
 
 /// One frontend.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use metal_rpc_protocol::limits::MAX_STEPS_IN_FLIGHT;
 use metal_rpc_protocol::{
     CacheCreated, CreateCache, Exec, Hello, KvCacheSpec, LoadModel, ModelLoaded, PROTOCOL_VERSION,
-    Reply, ReplyEnvelope, Request, RequestEnvelope, ReserveMemory, SessionToken, StepResult,
-    decode_reply, encode_request,
+    Reply, ReplyEnvelope, Request, RequestEnvelope, ReserveMemory, ServedStatus, SessionToken,
+    StepResult, decode_reply, encode_request,
 };
 use tokio::time::timeout;
 
@@ -106,6 +106,14 @@ impl Client {
             arrived.push(self.result(Some(seq)).await?);
         }
         Ok(arrived)
+    }
+
+    /// What the daemon has done since it started.
+    pub(super) async fn served(&mut self) -> Result<ServedStatus, BenchError> {
+        match self.ask(Request::Status).await? {
+            Reply::StatusReport(report) => Ok(report.served),
+            other => Err(BenchError::Unexpected(other.name())),
+        }
     }
 
     /// Asks for nothing; returns when that is answered.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metal_rpc_protocol::{CreateCache, ModelLoaded};
+use metal_rpc_protocol::{CreateCache, ModelLoaded, ServedStatus};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Barrier;
@@ -47,6 +47,8 @@ struct Row {
     /// What the daemon says of a decode step: waiting, and running, in milliseconds.
     queue_ms_p50: f64,
     run_ms_p50: f64,
+    /// Processor time that the engine took to build and submit a decode, in milliseconds: the mean.
+    submit_ms: f64,
 }
 
 /// What one frontend saw of one batch of requests.
@@ -58,6 +60,8 @@ struct Round {
     step_ms: Vec<f64>,
     queue_ms: Vec<f64>,
     run_ms: Vec<f64>,
+    /// Of a forward, while this frontend decoded.
+    submit_ms: f64,
 }
 
 /// Measures and prints.
@@ -189,13 +193,15 @@ async fn rounds(mut client: Client, shape: Shape, turns: Turns) -> Result<Vec<Ro
         let begin = Instant::now();
         let prefilled = client.run(workload.prefill()).await?;
         let prefill = (begin, last_arrival(&prefilled, begin));
+        let before = client.served().await?;
         barrier.wait().await;
         let begin = Instant::now();
         let decoded = client.run(workload.decode()).await?;
         let decode = (begin, last_arrival(&decoded, begin));
+        let submit_ms = submit_ms(before, client.served().await?);
         client.run([workload.finish()]).await?;
         if number >= *warmup {
-            rounds.push(Round::new(prefill, decode, &decoded));
+            rounds.push(Round::new((prefill, decode), &decoded, submit_ms));
         }
     }
     client.goodbye().await?;
@@ -207,7 +213,11 @@ fn last_arrival(arrived: &[Arrived], begin: Instant) -> Instant {
 }
 
 impl Round {
-    fn new(prefill: (Instant, Instant), decode: (Instant, Instant), decoded: &[Arrived]) -> Self {
+    fn new(
+        (prefill, decode): ((Instant, Instant), (Instant, Instant)),
+        decoded: &[Arrived],
+        submit_ms: f64,
+    ) -> Self {
         let between = decoded.windows(2).map(|pair| pair[1].at - pair[0].at);
         let micros = |value: fn(&Arrived) -> u32| {
             decoded
@@ -221,8 +231,16 @@ impl Round {
             step_ms: between.map(millis).collect(),
             queue_ms: micros(|arrived| arrived.result.queue_us),
             run_ms: micros(|arrived| arrived.result.run_us),
+            submit_ms,
         }
     }
+}
+
+/// The mean of the forwards in between.
+#[expect(clippy::cast_precision_loss, reason = "far less than 2^52 us")]
+fn submit_ms(before: ServedStatus, after: ServedStatus) -> f64 {
+    let forwards = after.forwards - before.forwards;
+    (after.submit_us - before.submit_us) as f64 / 1e3 / forwards as f64
 }
 
 fn millis(duration: Duration) -> f64 {
@@ -251,6 +269,7 @@ fn summarize(
         seen.iter().flatten().flat_map(values).copied().collect()
     };
     let step_ms = all(|round| &round.step_ms);
+    let submit_ms: Vec<f64> = seen.iter().flatten().map(|round| round.submit_ms).collect();
     Row {
         model: flags.model.model.display().to_string(),
         model_type: loaded.model_type.clone(),
@@ -267,6 +286,7 @@ fn summarize(
         step_ms_p99: quantile(&step_ms, 0.99),
         queue_ms_p50: median(&all(|round| &round.queue_ms)),
         run_ms_p50: median(&all(|round| &round.run_ms)),
+        submit_ms: median(&submit_ms),
     }
 }
 
@@ -275,7 +295,7 @@ impl Row {
         let rate = |[median, least, most]: [f64; 3]| format!("{median:.1} [{least:.1} {most:.1}]");
         format!(
             "{} x {:3} requests   prefill {} tok/s   decode {} tok/s   step p50 {:.3} ms p99 {:.3} \
-             ms   in the daemon: waits {:.3} ms, runs {:.3} ms",
+             ms   in the daemon: waits {:.3} ms, is submitted in {:.3} ms, runs {:.3} ms",
             self.frontends,
             self.concurrency,
             rate(self.prefill_tokens_per_s),
@@ -283,6 +303,7 @@ impl Row {
             self.step_ms_p50,
             self.step_ms_p99,
             self.queue_ms_p50,
+            self.submit_ms,
             self.run_ms_p50
         )
     }

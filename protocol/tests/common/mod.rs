@@ -178,6 +178,7 @@ fn status_report() -> StatusReport {
             forwards: 50_120,
             steps: 51_300,
             tokens: 611_000,
+            submit_us: 37_200_000,
         },
         footprint_bytes: 612_368_384,
         engine_us: Some(85),

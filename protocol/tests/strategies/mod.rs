@@ -73,10 +73,11 @@ fn status_report() -> impl Strategy<Value = StatusReport> {
         granted_bytes,
         used_bytes,
     });
-    let served = any::<[u64; 3]>().prop_map(|[forwards, steps, tokens]| ServedStatus {
+    let served = any::<[u64; 4]>().prop_map(|[forwards, steps, tokens, submit_us]| ServedStatus {
         forwards,
         steps,
         tokens,
+        submit_us,
     });
     let process = (any::<u64>(), option::of(any::<u32>()));
     (daemon, lists, kv, served, process).prop_map(|(daemon, lists, kv, served, process)| {

@@ -291,6 +291,7 @@ class ServedStatus(Message):
     forwards: int
     steps: int
     tokens: int
+    submit_us: int
 
 
 class StatusReport(Message):
