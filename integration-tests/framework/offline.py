@@ -1,8 +1,9 @@
 """`LLM(...)` without a server: `python -m framework.offline` runs models one after the other.
 
-Reads a list of jobs or questions from standard input, as JSON, and writes a list of results to the
-file that the command line names. The engine runs in this process, so a model costs seconds where a
-server takes twenty, and what its scheduler holds can be seen between steps.
+Reads a list of jobs from standard input, as JSON, and writes a list of results to the file that
+the command line names. The engine runs in this process and has no tokenizer (Gemma's takes ten
+seconds), so a model costs a few seconds where a server takes twenty, and what its scheduler holds
+can be seen between steps.
 """
 
 import json
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from framework import paths
 from framework.daemon import Daemon, environment
@@ -20,11 +21,12 @@ _TIMEOUT_S: Final = 600
 
 
 class Job(NamedTuple):
-    """A greedy request of a model whose tokenizer is not needed."""
+    """A greedy request of a model."""
 
     model: str
     prompt: list[int]
     num_tokens: int
+    dtype: Literal["float32", "bfloat16"]
 
 
 class Result(NamedTuple):
@@ -41,38 +43,13 @@ class Result(NamedTuple):
     num_blocks: int
 
 
-class Question(NamedTuple):
-    """A greedy completion of a text."""
-
-    model: str
-    text: str
-    num_tokens: int
-
-
-class Answer(NamedTuple):
-    """What a model says."""
-
-    text: str
-    prompt_token_ids: list[int]
-    token_ids: list[int]
-
-
-def run(daemon: Daemon, jobs: Sequence[Job]) -> list[Result]:
-    """Runs jobs against a daemon, in a process of their own."""
-    return [Result(*fields) for fields in _results(daemon, "run", jobs)]
-
-
-def ask(daemon: Daemon, questions: Sequence[Question], **variables: str) -> list[Answer]:
-    """Asks models of a daemon, in a process of their own with more environment variables."""
-    return [Answer(*fields) for fields in _results(daemon, "ask", questions, **variables)]
-
-
-def _results(daemon: Daemon, what: str, inputs: Sequence[Any], **variables: str) -> list[Any]:
-    output = daemon.folder / f"offline-{what}.json"
+def run(daemon: Daemon, jobs: Sequence[Job], **variables: str) -> list[Result]:
+    """Runs jobs against a daemon, in a process of their own with more environment variables."""
+    output = daemon.folder / "offline.json"
     variables = environment(daemon.folder, VLLM_ENABLE_V1_MULTIPROCESSING="0", **variables)
     result = subprocess.run(
-        [sys.executable, "-m", "framework.offline", what, str(output)],
-        input=json.dumps(inputs),
+        [sys.executable, "-m", "framework.offline", str(output)],
+        input=json.dumps(jobs),
         env=variables,
         cwd=paths.REPOSITORY / "integration-tests",
         capture_output=True,
@@ -81,8 +58,7 @@ def _results(daemon: Daemon, what: str, inputs: Sequence[Any], **variables: str)
         check=False,
     )
     assert result.returncode == 0, f"{result.stderr[-8000:]}\n{daemon.log()}"
-    results: list[Any] = json.loads(output.read_text())
-    return results
+    return [Result(*fields) for fields in json.loads(output.read_text())]
 
 
 def _run(job: Job) -> Result:
@@ -92,12 +68,12 @@ def _run(job: Job) -> Result:
     llm = LLM(
         job.model,
         skip_tokenizer_init=True,
-        dtype="float32",
+        dtype=job.dtype,
         max_model_len=len(job.prompt) + job.num_tokens,
         block_size=BLOCK_SIZE,
         max_num_seqs=2,
         max_num_batched_tokens=2 * BLOCK_SIZE,
-        gpu_memory_utilization=0.05,
+        gpu_memory_utilization=0.2,
         num_gpu_blocks_override=128,
         generation_config="vllm",
     )
@@ -111,19 +87,6 @@ def _run(job: Job) -> Result:
             num_groups=len(scheduler.kv_cache_config.kv_cache_groups),
             num_blocks=answers[0][1],
         )
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-
-
-def _ask(question: Question) -> Answer:
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(question.model, max_model_len=512, max_num_seqs=8, gpu_memory_utilization=0.1)
-    try:
-        params = SamplingParams(temperature=0.0, max_tokens=question.num_tokens, ignore_eos=True)
-        (output,) = llm.generate(question.text, params, use_tqdm=False)
-        (said,) = output.outputs
-        return Answer(said.text, list(output.prompt_token_ids or ()), list(said.token_ids))
     finally:
         llm.llm_engine.engine_core.shutdown()
 
@@ -149,13 +112,8 @@ def _generate(llm: Any, job: Job, pool: Any) -> tuple[list[int], int]:
 
 def main() -> None:
     """Runs what stands in standard input."""
-    what, output = sys.argv[1:]
-    inputs = json.load(sys.stdin)
-    results: list[Any]
-    if what == "run":
-        results = [_run(Job(*fields)) for fields in inputs]
-    else:
-        results = [_ask(Question(*fields)) for fields in inputs]
+    (output,) = sys.argv[1:]
+    results = [_run(Job(*fields)) for fields in json.load(sys.stdin)]
     Path(output).write_text(json.dumps(results))
 
 

@@ -46,7 +46,12 @@ def tokens(make_folder: Callable[[], Path]) -> dict[Path, list[int]]:
 @pytest.fixture(scope="module")
 def results(daemon: Daemon, tokens: dict[Path, list[int]]) -> dict[str, offline.Result]:
     jobs = [
-        offline.Job(str(folder), token_ids[:NUM_PROMPT_TOKENS], len(token_ids) - NUM_PROMPT_TOKENS)
+        offline.Job(
+            str(folder),
+            token_ids[:NUM_PROMPT_TOKENS],
+            len(token_ids) - NUM_PROMPT_TOKENS,
+            dtype="float32",
+        )
         for folder, token_ids in tokens.items()
     ]
     return dict(zip(ROWS, offline.run(daemon, jobs), strict=True))
