@@ -32,7 +32,7 @@ class Environment:
     Attributes:
         name: Its folder, and what people call it.
         requirements: What pip installs, in one call each.
-        finish: What is left to do in the folder afterwards.
+        finish: What is left to do in the folder, also when it was made by another checkout.
         variables: What pip's environment has more.
     """
 
@@ -57,9 +57,9 @@ class Environment:
             for arguments in self.requirements:
                 command = [*pip, "--disable-pip-version-check", *arguments]
                 _run(command, self.name, self.variables())
-            if self.finish is not None:
-                self.finish(folder)
             stamp.write_text(wanted)
+        if self.finish is not None:
+            self.finish(folder)
         return folder / "bin" / "python"
 
 
