@@ -43,11 +43,13 @@ pub(crate) fn mxfp4(words: &[u32], exponents: &[u8]) -> Vec<f64> {
 }
 
 /// `x @ weights.T`, and for each result the bound of a kernel's error: that of a sum in eight lanes
-/// (as for the linear layer), and two roundings of each weight.
+/// (as for the linear layer), and two roundings of each weight; or that of integers, see [`rounding`],
+/// if groups have a size.
 pub(crate) fn product(
     x: &[f32],
     (weights, magnitudes): (&[f64], &[f64]),
     inputs: usize,
+    group_size: Option<usize>,
 ) -> (Vec<f64>, Vec<f64>) {
     let (mut results, mut tolerances) = (Vec::new(), Vec::new());
     for row in x.chunks_exact(inputs) {
@@ -55,9 +57,23 @@ pub(crate) fn product(
             let terms = row.iter().map(|&x| f64::from(x));
             results.push(terms.clone().zip(weights).map(|(x, w)| x * w).sum());
             let magnitude: f64 = terms.zip(magnitudes).map(|(x, m)| x.abs() * m).sum();
+            let rounding = group_size.map_or(0.0, |size| rounding(row, weights, size));
             #[expect(clippy::cast_precision_loss, reason = "a dimension is far below 2^53")]
-            tolerances.push(magnitude * (inputs as f64 / 8.0 + 8.0) * 2f64.powi(-24));
+            let sum = magnitude * (inputs as f64 / 8.0 + 8.0) * 2f64.powi(-24);
+            tolerances.push(sum + rounding);
         }
     }
     (results, tolerances)
+}
+
+/// What rounding a row to integers changes at most: half a unit of each group, a 32512th of its largest
+/// magnitude, and the roundings of that unit and its inverse.
+fn rounding(row: &[f32], weights: &[f64], group_size: usize) -> f64 {
+    let groups = row.chunks(group_size).zip(weights.chunks(group_size));
+    let bound = |(x, weights): (&[f32], &[f64])| {
+        let largest = x.iter().fold(0.0, |largest, x| x.abs().max(largest));
+        let weights: f64 = weights.iter().map(|weight| weight.abs()).sum();
+        0.51 / 32512.0 * f64::from(largest) * weights
+    };
+    groups.map(bound).sum()
 }

@@ -9,12 +9,14 @@ use std::{
     process::Command,
 };
 
-use metal_rpc_kernels::{linear, rms_norm, silu_mul};
-use mlx_rs::Dtype;
+use metal_rpc_kernels::{
+    QuantizedFormat, QuantizedMatrix, linear, quantized_linear, rms_norm, silu_mul,
+};
+use mlx_rs::{Array, Dtype};
 use support::{
     FLOATS, Random, array,
     attention::Batch,
-    bits, f32s,
+    bits, f32s, int,
     paged_attention_cases::{Case, case},
     rounded,
 };
@@ -104,6 +106,23 @@ fn attention_does_not_depend_on_the_batch_or_on_chunked_prefill() {
     }
 }
 
+/// A matrix `[700, 576]`.
+fn quantized(random: &mut Random, bits: u8) -> QuantizedMatrix {
+    let (outputs, groups) = (700, 9);
+    let words = groups * 2 * usize::from(bits);
+    let codes: Vec<u32> = (0..outputs * words)
+        .map(|_| u32::try_from(random.bits() >> 32).expect("32 bits"))
+        .collect();
+    let mut shared = || array(&random.units(outputs * groups), &[outputs, groups]);
+    let (scales, biases) = (shared(), shared());
+    let format = QuantizedFormat::Affine {
+        bits,
+        group_size: 64,
+    };
+    let packed = Array::from_slice(&codes, &[int(outputs), int(words)]);
+    QuantizedMatrix::new(format, packed, scales, Some(biases)).expect("fits")
+}
+
 /// Where `digest` leaves its result when another process runs it.
 const DIGEST_FILE: &str = "KERNELS_DIGEST_FILE";
 
@@ -116,6 +135,10 @@ fn digest() {
         let (weight, _) = rounded(&random.units(700 * 576), &[700, 576], Dtype::Bfloat16);
         let x = array(&random.units(rows * 576), &[rows, 576]);
         bits(&f32s(&linear(&x, &weight, None).expect("fits"))).hash(&mut hasher);
+        for bits_of_code in [4, 8] {
+            let matrix = quantized(&mut random, bits_of_code);
+            bits(&f32s(&quantized_linear(&x, &matrix, None).expect("fits"))).hash(&mut hasher);
+        }
     }
     for requests in [vec![(1, 3000)], vec![(200, 900), (1, 400)]] {
         let batch = Batch::new(

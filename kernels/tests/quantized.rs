@@ -21,6 +21,8 @@ struct Sample {
     weights: Vec<f64>,
     magnitudes: Vec<f64>,
     inputs: usize,
+    /// Where a CPU may multiply in integers.
+    group_size: Option<usize>,
 }
 
 fn words(random: &mut Random, len: usize) -> Vec<u32> {
@@ -48,6 +50,7 @@ fn affine(case: &Case, dtype: Dtype, random: &mut Random) -> Sample {
         weights,
         magnitudes,
         inputs,
+        group_size: [4, 8].contains(&bits).then_some(group_size),
     }
 }
 
@@ -64,13 +67,14 @@ fn mxfp4((outputs, groups): (usize, usize), random: &mut Random) -> Sample {
         magnitudes: weights.iter().map(|weight| weight.abs()).collect(),
         weights,
         inputs: groups * 32,
+        group_size: None,
     }
 }
 
 fn check(what: &str, sample: &Sample, rows: usize, random: &mut Random) {
     let x = random.units(rows * sample.inputs);
     let parts = (sample.weights.as_slice(), sample.magnitudes.as_slice());
-    let (expected, tolerance) = reference::product(&x, parts, sample.inputs);
+    let (expected, tolerance) = reference::product(&x, parts, sample.inputs, sample.group_size);
     let y = quantized_linear(&array(&x, &[rows, sample.inputs]), &sample.matrix, None);
     assert_close(what, &f32s(&y.expect(what)), &expected, &tolerance);
 }
@@ -147,12 +151,16 @@ fn rows_do_not_depend_on_the_batch() {
         bits,
         group_size,
     };
-    // The second is longer than what a tile of sixteen lanes multiplies at once.
+    // The second is longer than what a tile of sixteen lanes multiplies at once; with the last, all
+    // kinds of groups are there that are multiplied in integers.
     let cases = [
         case(4, 64, 9),
         case(4, 128, 17),
         case(8, 32, 17),
         case(3, 128, 5),
+        case(4, 32, 3),
+        case(8, 64, 5),
+        case(8, 128, 3),
     ];
     let mut samples: Vec<Sample> = cases
         .iter()
@@ -167,10 +175,71 @@ fn rows_do_not_depend_on_the_batch() {
             bits(&f32s(&quantized_linear(&x, matrix, None).expect("fits")))
         };
         let alone: Vec<u32> = x.chunks(*inputs).flat_map(run).collect();
-        for rows in [2, 3, 4, 5, 8, 9, 15, 16, 17, 64, 70] {
+        for rows in [2, 3, 4, 5, 8, 9, 15, 16, 17, 18, 64, 66, 70] {
             let together = run(&x[..rows * inputs]);
             assert!(together == alone[..rows * outputs], "{rows} rows");
         }
+    }
+}
+
+#[test]
+fn inputs_that_are_no_numbers_make_results_that_are_none() {
+    let mut random = Random::new(66);
+    for bits in [4, 8] {
+        for (rows, bad) in [(1, 0), (2, 1), (9, 5), (33, 32)] {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let case = Case {
+                    rows,
+                    groups: 3,
+                    outputs: 21,
+                    bits,
+                    group_size: 64,
+                };
+                let sample = affine(&case, Dtype::Float32, &mut random);
+                let mut x = random.units(rows * sample.inputs);
+                x[bad * sample.inputs + 70] = value;
+                let x = array(&x, &[rows, sample.inputs]);
+                let y = quantized_linear(&x, &sample.matrix, None).expect("fits");
+                for (row, y) in f32s(&y).chunks_exact(case.outputs).enumerate() {
+                    let finite = y.iter().filter(|y| y.is_finite()).count();
+                    let expected = if row == bad { 0 } else { case.outputs };
+                    assert_eq!(finite, expected, "row {row}, {value} in {bad}, {bits} bits");
+                }
+            }
+        }
+    }
+}
+
+/// Magnitudes at both ends of what f32 holds: a group's unit has an inverse all the same.
+#[test]
+fn very_small_and_very_large_inputs_keep_their_precision() {
+    let mut random = Random::new(67);
+    for bits in [4, 8] {
+        let case = Case {
+            rows: 3,
+            groups: 2,
+            outputs: 17,
+            bits,
+            group_size: 64,
+        };
+        let sample = affine(&case, Dtype::Float32, &mut random);
+        let units = random.units(3 * sample.inputs);
+        let shape = [3, sample.inputs];
+        let run = |x: &[f32]| {
+            let y = quantized_linear(&array(x, &shape), &sample.matrix, None);
+            f32s(&y.expect("fits"))
+        };
+        let plain = run(&units);
+        for exponent in [-90, 90] {
+            let factor = 2_f32.powi(exponent);
+            let scaled: Vec<f32> = units.iter().map(|x| x * factor).collect();
+            let expected: Vec<u32> = plain.iter().map(|y| (y * factor).to_bits()).collect();
+            let actual: Vec<u32> = run(&scaled).into_iter().map(f32::to_bits).collect();
+            assert_eq!(actual, expected, "{bits} bits, 2^{exponent}");
+        }
+        let tiny = vec![1e-44; 3 * sample.inputs];
+        assert!(run(&tiny).iter().all(|y| y.abs() < 1e-38));
+        assert!(run(&vec![0.0; 3 * sample.inputs]).iter().all(|&y| y == 0.0));
     }
 }
 
