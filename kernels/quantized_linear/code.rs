@@ -21,6 +21,9 @@ pub(super) trait Code: Copy + Send + Sync + 'static {
     /// What the codes mean, if they have four bits.
     const VALUES: Option<&'static [f32; 16]> = None;
 
+    /// They are unsigned integers of four or eight bits.
+    const IS_INTEGER: bool = false;
+
     /// # Safety
     /// Eight codes are readable at `ptr`.
     unsafe fn load<L: Lanes>(ptr: *const u8) -> L;
@@ -36,6 +39,7 @@ impl<const BITS: usize> Code for Integer<BITS> {
         4 => Some(&FOUR_BITS),
         _ => None,
     };
+    const IS_INTEGER: bool = BITS == 4 || BITS == 8;
 
     #[inline(always)]
     unsafe fn load<L: Lanes>(ptr: *const u8) -> L {

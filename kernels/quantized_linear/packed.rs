@@ -1,8 +1,9 @@
 //! A quantised matrix as the weights of a product.
 //!
 //! # Invariants
-//! A weight is always `code * scale + bias`, rounded once, and products are added in the order of
-//! `dot.rs`, or in sixteen lanes (`sixteen.rs`): few rows and many give the same bits.
+//! Where products are not computed in integers (`src/product/integer.rs`), a weight is always
+//! `code * scale + bias`, rounded once, and products are added in the order of `dot.rs`, or in sixteen
+//! lanes (`sixteen.rs`): few rows and many give the same bits.
 
 #![expect(
     clippy::needless_range_loop,
@@ -19,6 +20,8 @@ use std::marker::PhantomData;
 use half::{bf16, f16};
 
 use super::code::{Code, Decoder};
+#[cfg(target_arch = "x86_64")]
+use crate::product::{Codes, Coding, SixteenGroups};
 use crate::{
     dot::Rows,
     element::{Float, FloatType},
@@ -293,6 +296,27 @@ impl<C: Code> Weight for Packed<'_, C> {
     unsafe fn stream_sixteen(self, x: Rows<f32>, outputs: Span, out: *mut f32, out_stride: usize) {
         // SAFETY: the caller's promises.
         unsafe { sixteen::stream(self, x, outputs, out, out_stride) };
+    }
+
+    const IS_INTEGER: bool = C::IS_INTEGER;
+
+    #[cfg(target_arch = "x86_64")]
+    fn codes(&self, output: usize) -> Codes {
+        Codes {
+            ptr: self.code(output, 0),
+            row_size_bytes: self.output_size_bytes(),
+            coding: Coding {
+                bits: C::EIGHT_SIZE_BYTES,
+                group_size: self.group_size,
+            },
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn shared(&self, output: usize, groups: Span, to: &mut SixteenGroups) {
+        let first = output * (self.inputs / self.group_size) + groups.first;
+        // SAFETY: the caller's promise.
+        unsafe { self.shared.load_sixteen(first, groups.len, to) };
     }
 
     #[inline(always)]

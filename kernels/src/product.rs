@@ -3,11 +3,12 @@
 //!
 //! Few rows: weights stream through registers once, in their own format. Many rows: rows and weights
 //! are packed and multiplied in tiles (`block`, `tile`, and a file for each kind of CPU). Where the CPU
-//! has a matrix unit, it takes all rows with weights of bf16 (`brain`, `amx`).
+//! has a matrix unit (`amx`), it takes all rows with weights of bf16 (`brain`), and those with weights
+//! of four and eight bits as integers, but for one or two rows (`integer`).
 //!
 //! # Invariants
-//! All ways that a format's rows can go on one CPU add in the same order (`dot.rs`; `amx.rs`), so a
-//! row's bits do not depend on the rows beside it, nor on how they are grouped.
+//! All ways that a format's rows can go on one CPU add in the same order (`dot.rs`; `amx.rs`) or exactly
+//! (`integer.rs`), so a row's bits do not depend on the rows beside it, nor on how they are grouped.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -20,27 +21,37 @@ mod brain;
 mod dense;
 mod eight;
 mod experts;
+#[cfg(target_arch = "x86_64")]
+mod integer;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod transposed;
+mod weight;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use self::avx512::{Avx512, sixteen_sums};
-pub(crate) use self::{bias::add_bias, dense::Dense, experts::ExpertRows};
+pub(crate) use self::{
+    avx512::{Avx512, sixteen_sums},
+    integer::{Codes, Coding, SixteenGroups},
+};
+pub(crate) use self::{bias::add_bias, dense::Dense, experts::ExpertRows, weight::Weight};
 
 use std::cell::RefCell;
 
 use self::{
     block::{Block, Pack, PackRows, Packed, pack_len, reads_rows},
     eight::Eight,
-    tile::{Tile, Tiles, WeightRows},
+    tile::Tiles,
 };
 use crate::{
     dot::Rows,
     pool::{self, Shared},
     scratch::grow,
-    simd::{Lanes, vectorized},
+    simd::vectorized,
 };
 
 /// From this many rows on, converting the weights first pays.
@@ -67,68 +78,6 @@ const STREAM_SIZE_BYTES: usize = 64 * 1024;
 
 /// Outputs that one task streams are a multiple of this: of every tile's.
 const STREAM_OUTPUTS: usize = 24;
-
-/// A matrix of weights, `[outputs, inputs]`, in some format. A view: copies are free.
-pub(crate) trait Weight: Copy + Send + Sync {
-    /// Bytes of the weights of one output.
-    fn output_size_bytes(&self) -> usize;
-
-    /// `out[r * out_stride + o]` = row `r` of `x` times the weights of output `first + o`, for few
-    /// rows and the `count` outputs from `first` on.
-    ///
-    /// # Safety
-    /// Rows of `x` have as many elements as the weights have inputs; the outputs exist; `out` has
-    /// room for the results.
-    unsafe fn stream<L: Lanes>(self, x: Rows<f32>, outputs: Span, out: *mut f32, out_stride: usize);
-
-    /// Writes a piece of the weights of one output as f32: eight inputs at `to`, and so on, with
-    /// the two strides in turns; the last eight are filled up with zeros.
-    ///
-    /// # Safety
-    /// Output and inputs exist, `inputs.first` is a multiple of 64, strides are at least eight, and
-    /// there is room for all eights.
-    unsafe fn convert<L: Lanes>(
-        self,
-        output: usize,
-        inputs: Span,
-        to: *mut f32,
-        strides: [usize; 2],
-    );
-
-    /// Sums have sixteen lanes where AVX-512 is: see [`Self::stream_sixteen`].
-    const IN_SIXTEEN_LANES: bool = false;
-
-    /// As [`Self::stream`], in sixteen lanes.
-    ///
-    /// # Safety
-    /// As there. Only where [`Self::IN_SIXTEEN_LANES`], and on a CPU with AVX-512 (F, BW, DQ, VL).
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn stream_sixteen(self, _: Rows<f32>, _: Span, _: *mut f32, _: usize) {
-        unreachable!("these weights stream in eight lanes")
-    }
-
-    /// Weights are floating-point numbers, one output after the other: see [`Self::multiply`].
-    const STANDS_IN_ROWS: bool = false;
-
-    /// Multiplies a tile with the weights from an output and a step on, as they stand in memory.
-    ///
-    /// # Safety
-    /// Only where [`Self::STANDS_IN_ROWS`], and as [`Tiles::rows`].
-    unsafe fn multiply<K: Tiles>(self, _at: (usize, usize), _tile: &Tile, _ahead: bool) {
-        unreachable!("these weights are converted")
-    }
-
-    /// Weights are bf16, one output after the other.
-    const IS_BRAIN: bool = false;
-
-    /// Where the weights from an output on stand.
-    ///
-    /// # Panics
-    /// If not [`Self::IS_BRAIN`].
-    fn brain_rows(&self, _output: usize) -> WeightRows<u16> {
-        unreachable!("these weights are no bf16")
-    }
-}
 
 /// `len` things from `first` on.
 #[derive(Clone, Copy, Debug)]
@@ -196,6 +145,11 @@ impl<W: Weight> Product<'_, W> {
         if W::IS_BRAIN && self.inputs > 0 && amx::is_available() {
             // SAFETY: just checked.
             return unsafe { brain::compute(self, y) };
+        }
+        #[cfg(target_arch = "x86_64")]
+        if W::IS_INTEGER && self.inputs > 0 && amx::is_available() {
+            // SAFETY: just checked.
+            return unsafe { integer::compute(self, y) };
         }
         #[cfg(target_arch = "x86_64")]
         if Avx512::is_available() {

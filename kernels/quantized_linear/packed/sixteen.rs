@@ -25,7 +25,7 @@ use std::{
 use super::{Packed, Shared};
 use crate::{
     dot::Rows,
-    product::{Span, Weight, sixteen_sums},
+    product::{SixteenGroups, Span, Weight, sixteen_sums},
     quantized_linear::code::Code,
     scratch::grow,
 };
@@ -184,7 +184,7 @@ unsafe fn tile<C: Code, const R: usize, const O: usize>(
     let row_size_bytes = packed.output_size_bytes();
     let shifts = _mm512_setr_epi64(0, 4, 8, 12, 16, 20, 24, 28);
     let mut sums = [[_mm512_setzero_ps(); O]; R];
-    let mut shared = [Groups::default(); O];
+    let mut shared = [SixteenGroups::default(); O];
     let mut tables = [_mm512_setzero_ps(); O];
     let mut weights = [_mm512_setzero_ps(); O];
     // SAFETY: the caller's promises. What is asked for ahead need not exist.
@@ -234,13 +234,6 @@ unsafe fn tile<C: Code, const R: usize, const O: usize>(
     sums
 }
 
-/// Scales and biases of sixteen groups.
-#[derive(Clone, Copy, Default)]
-struct Groups {
-    scales: [f32; WIDTH],
-    biases: [f32; WIDTH],
-}
-
 impl Shared<'_> {
     /// Writes those of up to sixteen groups from `first` on; more are zero.
     ///
@@ -248,7 +241,7 @@ impl Shared<'_> {
     /// The groups exist, and the CPU has AVX-512.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn load_sixteen(self, first: usize, count: usize, to: &mut Groups) {
+    pub(super) unsafe fn load_sixteen(self, first: usize, count: usize, to: &mut SixteenGroups) {
         let mask = u16::MAX >> (WIDTH - count);
         // SAFETY: the caller's promises; what the mask leaves out is not read.
         let (scales, biases) = unsafe {
@@ -344,7 +337,7 @@ mod tests {
         }
         let exponents: Vec<u8> = (0..=255).collect();
         for first in (0..256).step_by(WIDTH) {
-            let mut sixteen = Groups::default();
+            let mut sixteen = SixteenGroups::default();
             // SAFETY: the CPU was asked, and the groups exist.
             unsafe { Shared::E8m0(&exponents).load_sixteen(first, WIDTH, &mut sixteen) };
             for half in 0..2 {

@@ -8,9 +8,12 @@
 //! A sum's bits depend on its own output and its own column alone: in a step, the 32 products are
 //! added up from zero in ascending order, and the result is added to the sum.
 
+mod bytes;
 mod probe;
 
 use std::{arch::asm, marker::PhantomData, sync::OnceLock};
+
+pub(super) use self::bytes::{ByteOperands, ByteUnit};
 
 /// Outputs of a tile.
 pub(super) const OUTPUTS: usize = 16;
@@ -41,6 +44,37 @@ struct Config {
     reserved: [u8; 14],
     row_size_bytes: [u16; 16],
     rows: [u8; 16],
+}
+
+impl Config {
+    /// Bytes of a row, and rows, of each register.
+    fn new(row_size_bytes: [u16; 16], rows: [u8; 16]) -> Self {
+        Self {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_size_bytes,
+            rows,
+        }
+    }
+
+    /// Sets the registers of this thread up.
+    ///
+    /// # Safety
+    /// The configuration is valid, and there is a unit.
+    unsafe fn load(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const *self, options(nostack, readonly)) };
+    }
+}
+
+/// Gives the registers of this thread back, so that the system does not save them any longer.
+///
+/// # Safety
+/// There is a unit.
+unsafe fn release() {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
 
 /// Tile registers of this thread, set up for a number of columns. Given back on drop, so that the
@@ -86,15 +120,8 @@ impl Unit {
         row_size_bytes[6] = 64;
         let mut rows = [0; 16];
         rows[..8].fill(16);
-        let config = Config {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            row_size_bytes,
-            rows,
-        };
         // SAFETY: a valid configuration; whoever made the unit has promised that there is one.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+        unsafe { Config::new(row_size_bytes, rows).load() };
     }
 
     /// `sums[a]` = weights of tile `a` times one tile of columns; sums are `[16, 16]` each.
@@ -221,7 +248,7 @@ impl Unit {
 impl Drop for Unit {
     fn drop(&mut self) {
         // SAFETY: the registers are this unit's, and it is no more.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        unsafe { release() };
     }
 }
 

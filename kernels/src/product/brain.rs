@@ -10,28 +10,19 @@
 
 mod finish;
 mod pack;
-mod plan;
 
 use std::cell::RefCell;
 
-use self::{
-    pack::{Line, Panel},
-    plan::{Part, Plan, Rows},
-};
+use self::pack::PackPanel;
 use super::{
-    Group, Product, Span, Weight,
+    Product, Span, Weight,
     amx::{COLUMNS, INPUTS, OUTPUTS, Operands, PAIR, TILE_SIZE_BYTES, Unit},
+    panels::{self, Layout, Line, PAIR_OUTPUTS, Panel, Rows, Task},
 };
-use crate::{
-    pool::{self, Shared},
-    scratch::grow,
-};
+use crate::{pool::Shared, scratch::grow};
 
 /// Rows of bf16 that make up one of f32.
 const PARTS: usize = 3;
-
-/// Outputs that are multiplied together.
-const PAIR_OUTPUTS: usize = PAIR * OUTPUTS;
 
 /// What is asked for ahead in a step: as much as two tiles of weights.
 const NEXT_SIZE_BYTES: usize = PAIR * TILE_SIZE_BYTES;
@@ -40,7 +31,6 @@ const NEXT_SIZE_BYTES: usize = PAIR * TILE_SIZE_BYTES;
 const SUMS_LEN: usize = OUTPUTS * COLUMNS;
 
 thread_local! {
-    static PLAN: RefCell<Plan> = RefCell::default();
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
@@ -61,36 +51,46 @@ struct Scratch {
 /// # Safety
 /// The unit [is available](super::amx::is_available) and `W` is what it multiplies.
 pub(super) unsafe fn compute<W: Weight>(product: &Product<'_, W>, y: &mut [f32]) {
-    PLAN.with_borrow_mut(|plan| {
-        let mut num_rows = 0;
-        plan.parts.clear();
-        plan.panels.clear();
-        for Group { weight, rows } in product.groups {
-            assert!((rows.first + rows.len) * product.inputs <= product.x.len());
-            assert!((rows.first + rows.len) * product.outputs <= y.len());
-            plan.add(product, weight, *rows, num_rows);
-            num_rows += rows.len;
-        }
-        // SAFETY: the caller's promise.
-        unsafe { plan.pack(product, num_rows) };
-        let (parts, rows) = plan.rows();
-        let y = Shared::new(y);
-        let num_tasks = parts.last().map_or(0, |part| part.end_task);
-        pool::for_each(num_tasks, product.work(num_rows), |task| {
-            let index = parts.partition_point(|part| part.end_task <= task);
-            let first_task = parts[..index].last().map_or(0, |part| part.end_task);
+    let layout = Layout {
+        lines_per_row: PARTS * product.inputs.div_ceil(INPUTS),
+        work_per_input: PARTS,
+    };
+    panels::compute(
+        product,
+        y,
+        layout,
+        // SAFETY: the caller's promise; each panel is packed once, before it is used.
+        |rows, index| unsafe { pack(product, rows, index) },
+        |task, rows, y| {
             let block = Block {
                 product,
-                weight: product.groups[index].weight,
-                rows: &rows,
-                y: &y,
+                weight: product.groups[task.group].weight,
+                rows,
+                y,
             };
             // SAFETY: the caller's promise.
-            SCRATCH.with_borrow_mut(|scratch| unsafe {
-                block.run(&parts[index], task - first_task, scratch);
-            });
-        });
-    });
+            SCRATCH.with_borrow_mut(|scratch| unsafe { block.run(task, scratch) });
+        },
+    );
+}
+
+/// Packs one panel.
+///
+/// # Safety
+/// As [`compute`], and nobody else uses the panel meanwhile.
+unsafe fn pack<W>(product: &Product<'_, W>, rows: &Rows<'_>, index: usize) {
+    let panel = rows.panels[index];
+    let num_lines = panel.rows * PARTS * product.inputs.div_ceil(INPUTS);
+    // SAFETY: panels do not overlap; the rest is the caller's promise.
+    unsafe {
+        PackPanel {
+            x: &product.x[panel.first_row * product.inputs..],
+            inputs: product.inputs,
+            panel,
+            to: rows.packed.part(panel.at, num_lines),
+        }
+        .run();
+    }
 }
 
 /// Rows of one group and their weights.
@@ -115,28 +115,17 @@ struct Tiles {
 }
 
 impl<W: Weight> Block<'_, W> {
-    /// Task `task` of a group.
+    /// One task.
     ///
     /// # Safety
     /// As [`compute`].
-    unsafe fn run(&self, part: &Part, task: usize, scratch: &mut Scratch) {
-        // Neighbours share their weights.
-        let num_panel_blocks = part.panels.len.div_ceil(part.panels_per_task);
-        let first = task / num_panel_blocks * part.outputs_per_task;
-        let end = self.product.outputs.min(first + part.outputs_per_task);
-        let first_panel = task % num_panel_blocks * part.panels_per_task;
-        let end_panel = part.panels.len.min(first_panel + part.panels_per_task);
-        let panels = part.panels.first + first_panel..part.panels.first + end_panel;
+    unsafe fn run(&self, task: &Task, scratch: &mut Scratch) {
+        let (end, panels) = (task.outputs.end, task.panels.clone());
         self.make_room(scratch);
         // SAFETY: the caller's promise; a task runs alone on its thread.
         unsafe {
-            if part.by_rows {
-                for panel in panels.clone() {
-                    self.rows.pack(self.product, panel);
-                }
-            }
             let mut unit = Unit::new(self.rows.panels[panels.start].columns());
-            for first in (first..end).step_by(PAIR_OUTPUTS) {
+            for first in task.outputs.clone().step_by(PAIR_OUTPUTS) {
                 let outputs = Span {
                     first,
                     len: PAIR_OUTPUTS.min(end - first),

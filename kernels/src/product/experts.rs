@@ -1,6 +1,11 @@
 //! One matrix that holds the weights of many experts, one after the other.
 
-use super::{Group, Product, Span, Tile, Tiles, Weight, WeightRows, add_bias};
+#[cfg(target_arch = "x86_64")]
+use super::{Codes, SixteenGroups};
+use super::{
+    Group, Product, Span, Weight, add_bias,
+    tile::{Tile, Tiles, WeightRows},
+};
 use crate::{dot::Rows, element::Float, simd::Lanes};
 
 /// Rows in the order of their experts.
@@ -122,6 +127,19 @@ impl<W: Weight> Weight for OfExpert<W> {
 
     fn brain_rows(&self, output: usize) -> WeightRows<u16> {
         self.stack.brain_rows(self.first_output + output)
+    }
+
+    const IS_INTEGER: bool = W::IS_INTEGER;
+
+    #[cfg(target_arch = "x86_64")]
+    fn codes(&self, output: usize) -> Codes {
+        self.stack.codes(self.first_output + output)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn shared(&self, output: usize, groups: Span, to: &mut SixteenGroups) {
+        // SAFETY: as in `stream`.
+        unsafe { self.stack.shared(self.first_output + output, groups, to) };
     }
 }
 

@@ -5,7 +5,7 @@
 
 #[cfg(target_os = "linux")]
 pub(super) fn is_usable() -> bool {
-    has_instructions() && is_permitted() && survives(multiplies)
+    has_instructions() && is_permitted() && survives(|| multiplies() && multiplies_bytes())
 }
 
 /// Only Linux is known to save the registers when it is asked to.
@@ -14,19 +14,22 @@ pub(super) fn is_usable() -> bool {
     false
 }
 
-/// AMX with bf16, and the AVX-512 that goes with it.
+/// AMX with bf16 and bytes, and the AVX-512 that goes with it.
 #[cfg(target_os = "linux")]
 fn has_instructions() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
+    const AMX_INT8: u32 = 1 << 25;
     let leaf = std::arch::x86_64::__cpuid_count(7, 0);
     leaf.edx & AMX_BF16 != 0
         && leaf.edx & AMX_TILE != 0
+        && leaf.edx & AMX_INT8 != 0
         && std::is_x86_feature_detected!("avx512f")
         && std::is_x86_feature_detected!("avx512bw")
         && std::is_x86_feature_detected!("avx512dq")
         && std::is_x86_feature_detected!("avx512vl")
         && std::is_x86_feature_detected!("avx512bf16")
+        && std::is_x86_feature_detected!("avx512vnni")
         && std::is_x86_feature_detected!("fma")
         && std::is_x86_feature_detected!("f16c")
 }
@@ -133,6 +136,48 @@ fn multiplies() -> bool {
         (0..OUTPUTS).all(|output| {
             let product = |column| 32.0 * number(output) * number(column);
             (0..COLUMNS).all(|column| tile[output][column] == product(column))
+        })
+    })
+}
+
+/// As [`multiplies`], with bytes.
+#[cfg(target_os = "linux")]
+fn multiplies_bytes() -> bool {
+    use super::{ByteOperands, ByteUnit, COLUMNS, OUTPUTS, PAIR};
+
+    const INPUTS: usize = 64;
+    let (mut weights, mut x) = (
+        [[[0_u8; INPUTS]; OUTPUTS]; PAIR],
+        [[[[0_i8; 4]; COLUMNS]; INPUTS / 4]; 2],
+    );
+    for tile in &mut weights {
+        for (row, value) in tile.iter_mut().zip(240..) {
+            row.fill(value);
+        }
+    }
+    for (tile, sign) in x.iter_mut().zip([-1, 1]) {
+        for columns in tile {
+            for (four, value) in columns.iter_mut().zip(100..) {
+                four.fill(sign * value);
+            }
+        }
+    }
+    let mut sums = [[[[0_i32; COLUMNS]; OUTPUTS]; 2]; PAIR];
+    let operands = ByteOperands {
+        weights: [weights[0].as_ptr().cast(), weights[1].as_ptr().cast()],
+        row_size_bytes: INPUTS,
+        x: [x[0].as_ptr().cast(), x[1].as_ptr().cast()],
+        steps: 1,
+    };
+    // SAFETY: as in `multiplies`; `sums` has four tiles.
+    unsafe { ByteUnit::new(COLUMNS, INPUTS).multiply(&operands, sums.as_mut_ptr().cast()) };
+    sums.iter().all(|tiles| {
+        tiles.iter().zip([-64, 64]).all(|(tile, factor)| {
+            tile.iter().zip(240..).all(|(row, weight)| {
+                row.iter()
+                    .zip(100..)
+                    .all(|(&sum, value)| sum == factor * weight * value)
+            })
         })
     })
 }

@@ -10,29 +10,13 @@ use std::arch::x86_64::{
     _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
-use super::{COLUMNS, INPUTS, PARTS, finish::transposed};
+use super::{COLUMNS, INPUTS, Line, PARTS, Panel};
+use crate::product::transposed::transposed;
 
 /// Floats of one register.
 const WIDTH: usize = 16;
 
-/// Sixteen pairs of bf16; or sixteen f32.
-#[derive(Clone, Copy, Default)]
-#[repr(C, align(64))]
-pub(super) struct Line([u32; WIDTH]);
-
-impl Line {
-    pub(super) const ZERO: Self = Self([0; WIDTH]);
-}
-
-/// Up to 16 rows.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Panel {
-    pub(super) first_row: usize,
-    pub(super) rows: usize,
-    /// Index of its first line: `[steps, tiles, 16 pairs of inputs, columns]` pairs of bf16.
-    pub(super) at: usize,
-}
-
+/// A panel is `[steps, tiles, 16 pairs of inputs, columns]` pairs of bf16.
 impl Panel {
     /// All parts of all rows are columns of one tile; else each part has a tile.
     pub(super) fn is_one_tile(&self) -> bool {
