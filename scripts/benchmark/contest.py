@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -35,7 +36,10 @@ class Contestant(Protocol):
 
 
 class Worker:
-    """A worker in its own environment: one JSON line asks, one answers."""
+    """A worker in its own environment: one JSON line asks, one answers.
+
+    It and its children are stopped while others are measured, because some spin while they wait.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -46,29 +50,37 @@ class Worker:
             stderr=self._log,
             text=True,
             env=os.environ | engine.variables(),
+            start_new_session=True,
         )
         try:
             self.about = self._answer()
         except MissingError:
             self.stop()
             raise
+        self._signal(signal.SIGSTOP)
 
     def measure(self, work: Work, concurrency: int, seed: int) -> tuple[float, float]:
         """See `Contestant`."""
         assert self._process.stdin is not None
         request = {"prompt": work.prompt, "decode": work.decode, "seed": seed}
+        self._signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps(request | {"concurrency": concurrency}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise MissingError("its worker has ended before") from error
         answer = self._answer()
+        self._signal(signal.SIGSTOP)
         return answer["prefill_s"], answer["decode_s"]
 
     def stop(self) -> None:
         """See `Contestant`."""
-        self._process.kill()
+        self._signal(signal.SIGKILL)
         self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
