@@ -136,6 +136,9 @@ template <typename T>
 void copy8(const T* from, long at, bool exists, T* to) {
   for (int i = 0; i < 8; i++) to[i] = exists ? from[at + i] : T(0.0f);
 }
+#define copy8_later copy8
+#define COPIES_END()
+#define COPIES_AWAIT(n)
 
 // 16 x 16 times 16 x 8, in blocks of 8 x 8, of which each lane has two elements of a row (of a
 // column of the right side): the layout of CUDA.
@@ -184,14 +187,14 @@ void load_b_rows(MatrixB<T>& b, const T* from, int stride, int lane) {
   }
 }
 template <typename T>
-void multiply_add(float* sum, MatrixA<T>& a, MatrixB<T>& b) {
+void multiply_add_(float* sum, MatrixA<T>& a, MatrixB<T>& b, int elements) {
   auto& group = Group::current();
   const int lane = group.thread() % 32;
   const int first = group.thread() - lane;
   group.left[group.thread()] = a.elements;
   group.right[group.thread()] = b.elements;
   group.lane_barrier();
-  for (int e = 0; e < 4; e++) {
+  for (int e = 0; e < elements; e++) {
     const int row = e / 2;
     const int column = FRAG_COL(lane) + e % 2;
     for (int k = 0; k < 16; k++) {
@@ -202,4 +205,12 @@ void multiply_add(float* sum, MatrixA<T>& a, MatrixB<T>& b) {
     }
   }
   group.lane_barrier();
+}
+template <typename T>
+void multiply_add(float* sum, MatrixA<T>& a, MatrixB<T>& b) {
+  multiply_add_(sum, a, b, 4);
+}
+template <typename T>
+void multiply_add_top(float* sum, MatrixA<T>& a, MatrixB<T>& b) {
+  multiply_add_(sum, a, b, 2);
 }

@@ -245,6 +245,18 @@ FN void copy8(const T* from, long at, bool exists, T* to) {
   if (exists) words = *reinterpret_cast<const words4_*>(from + at);
   *reinterpret_cast<words4_*>(to) = words;
 }
+// The same, in no hurry.
+template <typename T>
+FN void copy8_later(const T* from, long at, bool exists, T* to) {
+  word64 address;
+  asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "l"(address), "l"(from + (exists ? at : 0)), "r"(exists ? 16 : 0)
+               : "memory");
+}
+#define COPIES_END() asm volatile("cp.async.commit_group;" ::: "memory")
+#define COPIES_AWAIT(n) asm volatile("cp.async.wait_group %0;" : : "n"(n) : "memory")
 
 // 16 x 16 times 16 x 8, in blocks of 8 x 8, of which each lane has two elements of a row (of a
 // column of the right side).
@@ -288,6 +300,14 @@ FN void load_b_rows(MatrixB<T>& b, const T* from, int stride, int lane) {
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])         \
                  : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), \
                    "r"(b.pairs[0]), "r"(b.pairs[1]));                             \
+  }                                                                               \
+  FN void multiply_add_top(float* sum, MatrixA<T>& a, MatrixB<T>& b) {            \
+    asm volatile("{ .reg .f32 none, zero; mov.f32 zero, 0f00000000;\n"            \
+                 "mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "   \
+                 "{%0, %1, none, none}, {%2, %3, %4, %3}, {%5, %6}, {%0, %1, zero, zero}; }" \
+                 : "+f"(sum[0]), "+f"(sum[1])                                     \
+                 : "r"(a.pairs[0]), "r"(0), "r"(a.pairs[2]), "r"(b.pairs[0]),     \
+                   "r"(b.pairs[1]));                                              \
   }
 MULTIPLY_ADD(bf16, "bf16")
 MULTIPLY_ADD(half, "f16")

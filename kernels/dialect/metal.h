@@ -113,6 +113,9 @@ FN void copy8(const device T* from, long at, bool exists, threadgroup T* to) {
     }
   }
 }
+#define copy8_later copy8
+#define COPIES_END()
+#define COPIES_AWAIT(n)
 
 // 16 x 16 times 16 x 8, in blocks of 8 x 8, of which each lane has two elements of a row.
 #define FRAG_ROW(lane) (((lane) / 4 & 4) + (lane) / 2 % 4)
@@ -160,15 +163,23 @@ FN void load_b_rows(thread MatrixB<T>& b, const threadgroup T* from, int stride,
   }
 }
 template <typename T>
-FN void multiply_add(thread float* sum, thread MatrixA<T>& a, thread MatrixB<T>& b) {
-  for (int row = 0; row < 2; row++) {
-    simdgroup_matrix<float, 8, 8> c;
-    c.thread_elements()[0] = sum[2 * row];
-    c.thread_elements()[1] = sum[2 * row + 1];
-    for (int k = 0; k < 2; k++) {
-      simdgroup_multiply_accumulate(c, a.blocks[2 * k + row], b.blocks[k], c);
-    }
-    sum[2 * row] = c.thread_elements()[0];
-    sum[2 * row + 1] = c.thread_elements()[1];
+FN void multiply_add_rows_(
+    thread float* sum, thread MatrixA<T>& a, thread MatrixB<T>& b, int row) {
+  simdgroup_matrix<float, 8, 8> c;
+  c.thread_elements()[0] = sum[0];
+  c.thread_elements()[1] = sum[1];
+  for (int k = 0; k < 2; k++) {
+    simdgroup_multiply_accumulate(c, a.blocks[2 * k + row], b.blocks[k], c);
   }
+  sum[0] = c.thread_elements()[0];
+  sum[1] = c.thread_elements()[1];
+}
+template <typename T>
+FN void multiply_add(thread float* sum, thread MatrixA<T>& a, thread MatrixB<T>& b) {
+  multiply_add_rows_(sum, a, b, 0);
+  multiply_add_rows_(sum + 2, a, b, 1);
+}
+template <typename T>
+FN void multiply_add_top(thread float* sum, thread MatrixA<T>& a, thread MatrixB<T>& b) {
+  multiply_add_rows_(sum, a, b, 0);
 }

@@ -58,6 +58,7 @@ pub(crate) fn cases() -> Vec<Case> {
         cases.push(case(&[(1, seq_len), (2, seq_len)]));
     }
     cases.extend(long_cases());
+    cases.extend(crowded_cases());
     cases.push(case(&[(300, 300)]));
     cases.push(case(&[(20, 270), (1, 600), (64, 520), (7, 7)]));
     for window in [1, 2, 16, 100, 256, 300, 10_000] {
@@ -120,5 +121,41 @@ fn long_cases() -> Vec<Case> {
             ..of_one_head(&[(query_len, seq_len)])
         });
     }
+    cases
+}
+
+/// So many decodes that a GPU attends to them by groups of heads; longer queries and none among them.
+fn crowded_cases() -> Vec<Case> {
+    let mut requests: Vec<(usize, usize)> = (0..70).map(|i| (1, 1 + i * 37 % 150)).collect();
+    requests.extend([(0, 17), (3, 33), (1, 600), (7, 7), (1, 32)]);
+    let crowd = Case {
+        num_heads: 8,
+        num_kv_heads: 4,
+        padding: 2,
+        ..case(&requests)
+    };
+    let mut cases: Vec<Case> = [8, 64, 80, 128]
+        .map(|head_dim| Case {
+            head_dim,
+            ..crowd.clone()
+        })
+        .into();
+    for num_heads in [4, 32, 36] {
+        cases.push(Case {
+            num_heads,
+            block_size: 8,
+            ..crowd.clone()
+        });
+    }
+    cases.push(Case {
+        sliding_window: Some(33),
+        soft_cap: Some(2.0),
+        ..crowd.clone()
+    });
+    cases.push(Case {
+        sinks: true,
+        block_size: 300,
+        ..crowd
+    });
     cases
 }

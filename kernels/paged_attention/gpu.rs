@@ -1,5 +1,6 @@
 //! Attention over the paged cache on a GPU: by tiles of queries where requests have several of them,
-//! else by pieces of the context, each a threadgroup, and their merging.
+//! else with CUDA by the groups of heads of single queries if there are many, else by pieces of the
+//! context, each a threadgroup, and their merging.
 
 use mlx_rs::{Array, Dtype};
 
@@ -19,6 +20,9 @@ const PIECE_STEP: i32 = 64;
 
 /// Threadgroups that keep a large GPU busy.
 const ENOUGH_GROUPS: i32 = 512;
+
+/// Fewest groups of heads, one for each token and key head, that keep a large GPU busy without pieces.
+const ENOUGH_FOR_GROUPS: i32 = 256;
 
 /// Head sizes are compiled in steps of this.
 const CHUNK: i32 = 64;
@@ -55,6 +59,9 @@ pub(super) fn paged_attention(
     };
     if tiles_pay(inputs, &node) {
         return tiles(inputs, params, &node, chunks.0);
+    }
+    if group_pays(inputs, &node) {
+        return group(inputs, params, &node, chunks.0);
     }
     let heads = Heads::new(&node, chunks.1);
     let pieces = Pieces::new(&node, inputs.query.dim(0) * heads.groups);
@@ -131,13 +138,18 @@ fn arrays<'a>(inputs: &Inputs<'a>, params: &'a AttentionParams) -> [&'a Array; 7
 /// Rows of a tile: `ROWS` in tiles.kh.
 const TILE: i32 = 64;
 
-/// Whether requests have several queries on average, and the matrix units take their type.
+/// Whether the matrix units take the types and sizes.
+fn takes_matrices(inputs: &Inputs<'_>, node: &PagedAttention) -> bool {
+    inputs.x_type != FloatType::F32
+        && inputs.x_type == node.cache
+        && node.head_dim.is_multiple_of(8)
+}
+
+/// Whether requests have several queries on average, and the matrix units take them.
 fn tiles_pay(inputs: &Inputs<'_>, node: &PagedAttention) -> bool {
     let num_reqs = inputs.metadata.seq_lens.dim(0);
     inputs.query.dim(0) >= 2 * num_reqs.max(1)
-        && inputs.x_type != FloatType::F32
-        && inputs.x_type == node.cache
-        && node.head_dim.is_multiple_of(8)
+        && takes_matrices(inputs, node)
         && int(node.num_heads / node.num_kv_heads) <= TILE
 }
 
@@ -164,6 +176,48 @@ fn tiles(
             1,
         ],
         threads: THREADS,
+    };
+    let output = Output::Fresh {
+        shape: query.shape(),
+        dtype: query.dtype(),
+    };
+    let [out] = launch.add(&arrays(inputs, params), [output])?;
+    Ok(out)
+}
+
+/// Heads of a threadgroup: `GROUP_HEADS` in group.kh.
+const GROUP: i32 = 8;
+
+/// Whether single tokens are enough to attend by groups of heads, whole contexts each, and the
+/// matrix units take them. Only CUDA has threadgroup memory enough for what is asked for ahead.
+fn group_pays(inputs: &Inputs<'_>, node: &PagedAttention) -> bool {
+    !cfg!(target_os = "macos")
+        && takes_matrices(inputs, node)
+        && int(node.head_dim) <= 2 * CHUNK
+        && inputs.query.dim(0) * int(node.num_kv_heads) >= ENOUGH_FOR_GROUPS
+}
+
+/// The attention by groups of heads.
+fn group(
+    inputs: &Inputs<'_>,
+    params: &AttentionParams,
+    node: &PagedAttention,
+    chunks: &'static str,
+) -> Result<Array> {
+    let query = inputs.query;
+    let parts = groups_of(int(node.num_heads / node.num_kv_heads), GROUP);
+    let constants = [
+        &shape_scalars(inputs.metadata, node)[..],
+        &rule_scalars(node),
+    ]
+    .concat();
+    let launch = Launch {
+        kernel: "attention_group",
+        sources: &[REQUEST, dialect_source!("group.kh")],
+        words: &[("X", word(inputs.x_type)), ("CHUNKS", chunks)],
+        scalars: &constants,
+        groups: [int(node.num_kv_heads) * parts, query.dim(0), 1],
+        threads: 64,
     };
     let output = Output::Fresh {
         shape: query.shape(),

@@ -39,23 +39,63 @@ struct KernelParams {
   void* context;
 };
 
+// CUlaunchAttributeValue of cuda.h, and the attribute that is set: the part of a core's memory that
+// threadgroups get, in percent of the most that they can have.
+union alignas(8) AttributeValue {
+  char size[64];
+  unsigned carveout;
+};
+constexpr int kCarveoutAttribute = 14;
+
+// Threadgroups with this much want most of it.
+constexpr int kMuchSharedBytes = 20 << 10;
+
 bool is_kernel(void* node) {
   int type = 0;
   call_driver("cuGraphNodeGetType", node, &type);
   return type == kKernelNode;
 }
 
-bool waits(void* node) {
+void* function_of(void* node) {
   KernelParams params{};
   call_driver("cuGraphKernelNodeGetParams_v2", node, &params);
+  return params.function;
+}
+
+bool waits(void* node) {
+  auto function = function_of(node);
   // Kernels of the dialect are functions of modules; others may be of libraries.
   using GetName = int(const char**, void*);
   const char* name = nullptr;
-  if (params.function == nullptr ||
-      reinterpret_cast<GetName*>(driver_function("cuFuncGetName"))(&name, params.function) != 0) {
+  if (function == nullptr ||
+      reinterpret_cast<GetName*>(driver_function("cuFuncGetName"))(&name, function) != 0) {
     return false;
   }
   return awaits_earlier(name);
+}
+
+bool shares_much(void* node) {
+  constexpr int kSharedSizeBytes = 1;
+  int size_bytes = 0;
+  call_driver("cuFuncGetAttribute", &size_bytes, kSharedSizeBytes, function_of(node));
+  return size_bytes >= kMuchSharedBytes;
+}
+
+// A core divides its memory anew between kernels that want it divided otherwise, and is idle for it:
+// where the second one wants much, both get it divided in the same way.
+void divide_memory_alike(void* first, void* second) {
+  if (!shares_much(second)) {
+    return;
+  }
+  AttributeValue value{};
+  value.carveout = 100;
+  for (auto node : {first, second}) {
+    call_driver(
+        "cuGraphKernelNodeSetAttribute",
+        node,
+        kCarveoutAttribute,
+        static_cast<const AttributeValue*>(&value));
+  }
 }
 
 } // namespace
@@ -77,6 +117,7 @@ void start_early(void* graph) {
   size_t num_early = 0;
   for (size_t i = 0; i < count; i++) {
     if (edges[i].type == 0 && is_kernel(from[i]) && is_kernel(to[i]) && waits(to[i])) {
+      divide_memory_alike(from[i], to[i]);
       from[num_early] = from[i];
       to[num_early] = to[i];
       edges[num_early] = edges[i];
