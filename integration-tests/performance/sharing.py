@@ -117,7 +117,8 @@ def _measure(daemon: Daemon, loads: list[Load]) -> tuple[list[dict[str, float]],
     for thread in threads:
         thread.join()
     steps, forwards = (served[what] - report["served"][what] for what in ("steps", "forwards"))
-    return measured, {**report, "steps_a_forward": steps / forwards}
+    # An engine that is too busy to answer has none.
+    return measured, {**report, "steps_a_forward": steps / forwards if forwards > 0 else None}
 
 
 def _spread(values: list[float]) -> str:
