@@ -219,7 +219,7 @@ def _num_computed_tokens(output: SchedulerOutput, req_ids: list[str]) -> list[in
     cached = output.scheduled_cached_reqs
     if cached.req_ids == req_ids:
         # Steady decoding.
-        return cached.num_computed_tokens
+        return list(cached.num_computed_tokens)
     computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
     computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
     return [computed[req_id] for req_id in req_ids]
