@@ -108,11 +108,16 @@ impl Client {
         Ok(arrived)
     }
 
-    /// What the daemon has done since it started.
+    /// What the daemon has done since it started. Asks until the engine has the time to answer.
     pub(super) async fn served(&mut self) -> Result<ServedStatus, BenchError> {
-        match self.ask(Request::Status).await? {
-            Reply::StatusReport(report) => Ok(report.served),
-            other => Err(BenchError::Unexpected(other.name())),
+        loop {
+            match self.ask(Request::Status).await? {
+                Reply::StatusReport(report) if report.engine_us.is_some() => {
+                    return Ok(report.served);
+                }
+                Reply::StatusReport(_) => {}
+                other => return Err(BenchError::Unexpected(other.name())),
+            }
         }
     }
 
