@@ -22,6 +22,7 @@ fn main() {
             "primitive/memory.cpp",
             "primitive/gpu_kernel.cpp",
             "primitive/replay.cpp",
+            "primitive/replay_host.cpp",
         ])
         .warnings(true)
         .extra_warnings(true)

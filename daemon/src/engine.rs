@@ -14,7 +14,7 @@
 //!
 //! # Invariants
 //! - The engine never waits for a frontend, and never for a GPU. On the CPU, MLX lets it be a hundred
-//!   nodes ahead of what was computed.
+//!   nodes of a built step ahead of what was computed; a recorded step is one.
 //! - At most [`MAX_FORWARDS_IN_FLIGHT`](crate::limits::MAX_FORWARDS_IN_FLIGHT) forwards are
 //!   submitted and not completed.
 //! - What a session does wrong ends that session and nothing else.

@@ -1,4 +1,4 @@
-//! The linear layer: `x @ weight.T + bias`. Contract: `contract.md`.
+//! The linear layer, `x @ weight.T + bias`, and rows of its weight. Contract: `contract.md`.
 
 mod gpu;
 mod native;
@@ -17,6 +17,7 @@ use crate::{
 };
 
 const CHECK: Arguments = Arguments { kernel: "linear" };
+const ROWS: Arguments = Arguments { kernel: "rows" };
 
 /// Multiplies every row of `x` with every row of `weight`, and adds `bias`.
 ///
@@ -79,4 +80,35 @@ pub fn linear(x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array> 
         Cow::Borrowed(_) => Ok(y),
         Cow::Owned(_) => Ok(y.as_dtype(x.dtype())?),
     }
+}
+
+/// Rows of `weight`: the embedding of tokens.
+///
+/// # Shapes
+/// - `weight`: `[vocab, dim]` float32, bfloat16 or float16
+/// - `ids`: `[n]` int32
+/// - result: `[n, dim]` float32, on a GPU dtype of `weight`
+///
+/// # Errors
+/// [`KernelError::Shape`](crate::KernelError::Shape) and
+/// [`KernelError::Dtype`](crate::KernelError::Dtype) if the arguments do not fit together. On the CPU
+/// an id out of range fails the evaluation.
+pub fn rows(weight: &Array, ids: &Array) -> Result<Array> {
+    let weight_type = FloatType::of(ROWS.kernel, "weight", weight)?;
+    ROWS.ndim("weight", weight, 2, "[vocab, dim]")?;
+    ROWS.dtype("ids", ids, Dtype::Int32, "int32")?;
+    ROWS.ndim("ids", ids, 1, "[n]")?;
+    if ffi::is_gpu()? {
+        return Ok(weight.take_axis(ids, 0)?);
+    }
+    let node = native::Rows {
+        dim: ROWS.size(weight.dim(1)),
+        weight: weight_type,
+    };
+    let output = Output::Fresh {
+        shape: &[ids.dim(0), weight.dim(1)],
+        dtype: Dtype::Float32,
+    };
+    let [rows] = node.add(&[ids, weight], [output])?;
+    Ok(rows)
 }

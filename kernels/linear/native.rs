@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use crate::{
-    element::{FloatType, with_float_type},
+    element::{Float, FloatType, with_float_type},
     node::{HostKernel, View},
     product::{Dense, Group, Product, Span, add_bias},
 };
@@ -40,5 +40,35 @@ impl HostKernel for Linear {
         if let Some(bias) = self.bias {
             with_float_type!(bias, B => add_bias(inputs[2].as_slice::<B>(), y));
         }
+    }
+}
+
+/// `ids` `[n]`, `weight` `[vocab, dim]` -> `[n, dim]`.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) dim: usize,
+    pub(super) weight: FloatType,
+}
+
+impl HostKernel for Rows {
+    const NAME: &'static CStr = c"rows";
+
+    fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]) {
+        let ids = inputs[0].as_slice::<i32>();
+        let rows = outputs[0].as_mut_slice::<f32>();
+        with_float_type!(self.weight, W => {
+            let weight = inputs[1].as_slice::<W>();
+            for (&id, row) in ids.iter().zip(rows.chunks_exact_mut(self.dim)) {
+                let from = usize::try_from(id).ok().and_then(|id| {
+                    weight.chunks_exact(self.dim).nth(id)
+                });
+                let Some(from) = from else {
+                    panic!("id {id} is not below {}", weight.len() / self.dim);
+                };
+                for (to, &from) in row.iter_mut().zip(from) {
+                    *to = Float::to_f32(from);
+                }
+            }
+        });
     }
 }

@@ -30,6 +30,8 @@ struct metal_rpc_kernel {
   metal_rpc_run run;
   const void* params;
   size_t params_size_bytes;
+  // The same inputs always give the same outputs.
+  bool is_repeatable;
 };
 
 // One output: the buffer of input `alias_of`, or a fresh one if `alias_of` is negative.

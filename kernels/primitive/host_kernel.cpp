@@ -9,48 +9,25 @@
 // because the evaluator itself keeps inputs alive until their task is done. The price is that the
 // old array shows the new contents; the owner must keep one handle and replace it by the output.
 
+#include "host_kernel.h"
+
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
-#include "abi.h"
 #include "guard.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/c/private/array.h"
 #include "mlx/c/private/enums.h"
 #include "mlx/c/private/stream.h"
 #include "mlx/ops.h"
-#include "mlx/primitives.h"
 
 namespace mx = mlx::core;
 
+namespace metal_rpc {
 namespace {
 
-// What the task on the stream's thread needs. It outlives the node, which MLX frees on scheduling.
-struct Call {
-  const char* name;
-  metal_rpc_run run;
-  std::unique_ptr<std::byte[]> params;
-
-  void operator()(
-      const std::vector<metal_rpc_view>& inputs,
-      std::vector<metal_rpc_view>& outputs) const {
-    char error[512] = "";
-    if (!run(
-            params.get(),
-            inputs.data(),
-            inputs.size(),
-            outputs.data(),
-            outputs.size(),
-            error,
-            sizeof(error))) {
-      // MLX's scheduler catches this and reports it to whoever waits for the result.
-      throw std::runtime_error(std::string(name) + ": " + error);
-    }
-  }
-};
+thread_local HostListener* listener = nullptr;
 
 metal_rpc_view view(const mx::array& array) {
   return {const_cast<char*>(array.data<char>()), array.nbytes()};
@@ -58,7 +35,7 @@ metal_rpc_view view(const mx::array& array) {
 
 class HostKernel : public mx::Primitive {
  public:
-  HostKernel(mx::Stream stream, std::shared_ptr<const Call> call, std::vector<int> alias_of)
+  HostKernel(mx::Stream stream, std::shared_ptr<const HostCall> call, std::vector<int> alias_of)
       : Primitive(stream), call_(std::move(call)), alias_of_(std::move(alias_of)) {}
 
   const char* name() const override {
@@ -83,6 +60,9 @@ class HostKernel : public mx::Primitive {
       encoder.set_output_array(outputs[i]);
       out.push_back(view(outputs[i]));
     }
+    if (listener != nullptr) {
+      listener->scheduled(call_, inputs, outputs);
+    }
     encoder.dispatch([call = call_, in = std::move(in), out = std::move(out)]() mutable {
       (*call)(in, out);
     });
@@ -93,7 +73,7 @@ class HostKernel : public mx::Primitive {
   }
 
  private:
-  std::shared_ptr<const Call> call_;
+  std::shared_ptr<const HostCall> call_;
   std::vector<int> alias_of_;
 };
 
@@ -120,7 +100,7 @@ bool is_in_row_order(const mx::array& array) {
   if (!array.has_primitive()) {
     return false;
   }
-  if (dynamic_cast<HostKernel*>(&array.primitive())) {
+  if (is_host_kernel(array.primitive())) {
     return true;
   }
   // It shares the memory of what is in row order. (MLX does not export its type.)
@@ -135,6 +115,36 @@ mx::array in_row_order(const mx::array& array, mx::Stream stream) {
 
 } // namespace
 
+void HostCall::operator()(
+    const std::vector<metal_rpc_view>& inputs,
+    std::vector<metal_rpc_view>& outputs) const {
+  char error[512] = "";
+  if (!run(
+          params.get(),
+          inputs.data(),
+          inputs.size(),
+          outputs.data(),
+          outputs.size(),
+          error,
+          sizeof(error))) {
+    throw std::runtime_error(std::string(name) + ": " + error);
+  }
+}
+
+bool is_host_kernel(const mx::Primitive& primitive) {
+  return dynamic_cast<const HostKernel*>(&primitive) != nullptr;
+}
+
+HostListener::HostListener() {
+  listener = this;
+}
+
+HostListener::~HostListener() {
+  listener = nullptr;
+}
+
+} // namespace metal_rpc
+
 extern "C" const char* metal_rpc_add_node(
     const metal_rpc_kernel* kernel,
     const mlx_array* inputs,
@@ -144,15 +154,15 @@ extern "C" const char* metal_rpc_add_node(
     size_t num_outputs,
     mlx_stream stream_handle) {
   return guard([&] {
-    auto stream = host_stream(mlx_stream_get_(stream_handle), inputs, num_inputs);
+    auto stream = metal_rpc::host_stream(mlx_stream_get_(stream_handle), inputs, num_inputs);
     auto params = std::make_unique<std::byte[]>(kernel->params_size_bytes);
     std::memcpy(params.get(), kernel->params, kernel->params_size_bytes);
-    auto call = std::make_shared<const Call>(kernel->name, kernel->run, std::move(params));
+    auto call = std::make_shared<const metal_rpc::HostCall>(kernel->name, kernel->run, std::move(params), kernel->is_repeatable);
 
     std::vector<mx::array> in;
     in.reserve(num_inputs);
     for (size_t i = 0; i < num_inputs; i++) {
-      in.push_back(in_row_order(mlx_array_get_(inputs[i]), stream));
+      in.push_back(metal_rpc::in_row_order(mlx_array_get_(inputs[i]), stream));
     }
     std::vector<int> alias_of;
     std::vector<mx::Shape> shapes;
@@ -168,7 +178,7 @@ extern "C" const char* metal_rpc_add_node(
         dtypes.push_back(mlx_dtype_to_cpp(output.dtype));
       }
     }
-    auto node = std::make_shared<HostKernel>(stream, std::move(call), std::move(alias_of));
+    auto node = std::make_shared<metal_rpc::HostKernel>(stream, std::move(call), std::move(alias_of));
     auto made = mx::array::make_arrays(std::move(shapes), dtypes, node, in);
     for (size_t i = 0; i < num_outputs; i++) {
       mlx_array_set_(results[i], std::move(made[i]));

@@ -1,4 +1,4 @@
-// The C face of recordings.
+// Who records on which stream, and the C face of recordings.
 
 #include "replay.h"
 
@@ -20,6 +20,18 @@ void set_results(mlx_array* results, std::vector<mlx::core::array> arrays) {
 }
 
 } // namespace
+
+namespace metal_rpc {
+
+std::unique_ptr<Recording> new_recording(size_t num_numbers, mlx::core::Stream stream) {
+  if (num_numbers == 0) {
+    return nullptr;
+  }
+  return stream.device == mlx::core::Device::cpu ? new_host_recording(num_numbers, stream)
+                                                 : new_gpu_recording(num_numbers, stream);
+}
+
+} // namespace metal_rpc
 
 extern "C" const char*
 metal_rpc_new_recording(void** result, size_t num_numbers, mlx_stream stream) {

@@ -33,6 +33,8 @@ class Recording {
 
 // A recording for runs that are told `num_numbers` numbers; none where nothing can be recorded.
 std::unique_ptr<Recording> new_recording(size_t num_numbers, mlx::core::Stream stream);
+std::unique_ptr<Recording> new_host_recording(size_t num_numbers, mlx::core::Stream stream);
+std::unique_ptr<Recording> new_gpu_recording(size_t num_numbers, mlx::core::Stream stream);
 
 // The next evaluation on this stream uses no memory twice, as one that is recorded does: memory for
 // that is at hand afterwards.

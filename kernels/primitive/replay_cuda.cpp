@@ -202,10 +202,7 @@ void Run::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>&
 
 } // namespace
 
-std::unique_ptr<Recording> new_recording(size_t num_numbers, mx::Stream stream) {
-  if (stream.device != mx::Device::gpu || num_numbers == 0) {
-    return nullptr;
-  }
+std::unique_ptr<Recording> new_gpu_recording(size_t num_numbers, mx::Stream stream) {
   return std::make_unique<CudaRecording>(num_numbers, stream);
 }
 

@@ -1,4 +1,4 @@
-// Metal and emulation: nothing is recorded, every step is built.
+// Metal and emulation: nothing of a GPU is recorded, every step is built.
 
 #include "replay.h"
 
@@ -6,7 +6,7 @@ namespace mx = mlx::core;
 
 namespace metal_rpc {
 
-std::unique_ptr<Recording> new_recording(size_t, mx::Stream) {
+std::unique_ptr<Recording> new_gpu_recording(size_t, mx::Stream) {
   return nullptr;
 }
 

@@ -85,7 +85,7 @@ impl TokenScores {
     }
 }
 
-/// Samples a token from each row of a [plain](SampleBatch::is_plain) batch on a GPU.
+/// Samples a token from each row of a [plain](SampleBatch::is_plain) batch.
 ///
 /// # Shapes
 /// - `logits`: `[rows, vocab_size]` float32, bfloat16 or float16
@@ -100,7 +100,22 @@ pub fn sample_plain(logits: &Array, params: &Array) -> Result<Array> {
     let shape = [logits.dim(0), dim(SAMPLE_WORDS)];
     CHECK.dims("params", params, &shape, "[rows, SAMPLE_WORDS]")?;
     CHECK.dtype("params", params, Dtype::Int32, "int32")?;
-    gpu::sample(logits, logits_type, params)
+    if is_chosen()? {
+        return gpu::sample(logits, logits_type, params);
+    }
+    let node = native::Sample {
+        rows: CHECK.size(logits.dim(0)),
+        vocab_size: CHECK.size(logits.dim(1)),
+        mode: LogprobsMode::default(),
+        columns: None,
+    };
+    let tokens = Output::Fresh {
+        shape: &[logits.dim(0)],
+        dtype: Dtype::Int32,
+    };
+    let logits = CHECK.as_f32("logits", logits)?;
+    let [tokens] = node.add(&[&logits, params], [tokens])?;
+    Ok(tokens)
 }
 
 /// Samples a token from each row.

@@ -41,7 +41,7 @@ impl HostKernel for Sample {
         let logits = inputs[0].as_slice::<f32>();
         let (params, rest) = inputs[1].as_slice::<i32>().as_chunks::<SAMPLE_WORDS>();
         assert!(rest.is_empty() && params.len() == self.rows);
-        let lists = inputs[2].as_slice::<i32>();
+        let lists = inputs.get(2).map_or(&[][..], |lists| lists.as_slice());
         let table = inputs.get(3).map_or(&[][..], |table| table.as_slice());
         let (tokens, tables) = outputs.split_at_mut(1);
         let tokens = Shared::new(tokens[0].as_mut_slice::<i32>());

@@ -6,7 +6,7 @@
 mod gpu;
 mod native;
 
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops::concatenate};
 
 use crate::{check::Arguments, error::Result, ffi::Output, gpu::is_chosen, node::HostKernel};
 
@@ -54,18 +54,43 @@ pub fn write_slots(table: &mut Array, values: &Array, slots: &Array) -> Result<(
 /// # Errors
 /// As [`write_slots`].
 pub fn gather_slots(table: &Array, slots: &Array) -> Result<Array> {
+    gather_slots_of(&[(table, slots)])
+}
+
+/// As [`gather_slots`] from several tables, the values of one after those of another.
+///
+/// # Errors
+/// As [`write_slots`].
+///
+/// # Panics
+/// If there is no table.
+pub fn gather_slots_of(tables: &[(&Array, &Array)]) -> Result<Array> {
     const CHECK: Arguments = Arguments {
         kernel: "gather_slots",
     };
-    check_table(CHECK, table, slots)?;
-    if is_chosen()? {
-        return gpu::gather_slots(table, slots);
+    assert!(!tables.is_empty());
+    for (table, slots) in tables {
+        check_table(CHECK, table, slots)?;
     }
+    if is_chosen()? {
+        let gathered = tables
+            .iter()
+            .map(|(table, slots)| gpu::gather_slots(table, slots))
+            .collect::<Result<Vec<_>>>()?;
+        return Ok(match gathered.as_slice() {
+            [values] => values.clone(),
+            gathered => concatenate(gathered, 0)?,
+        });
+    }
+    let inputs: Vec<&Array> = tables
+        .iter()
+        .flat_map(|(table, slots)| [*table, *slots])
+        .collect();
     let output = Output::Fresh {
-        shape: slots.shape(),
+        shape: &[tables.iter().map(|(_, slots)| slots.dim(0)).sum()],
         dtype: Dtype::Int32,
     };
-    let [values] = native::GatherSlots.add(&[table, slots], [output])?;
+    let [values] = native::GatherSlots.add(&inputs, [output])?;
     Ok(values)
 }
 

@@ -27,7 +27,7 @@ impl HostKernel for WriteSlots {
     }
 }
 
-/// `table` `[n]`, `slots` `[m]` -> `[m]`.
+/// Pairs of `table` `[n]` and `slots` `[m]` -> `[sum of m]`.
 #[derive(Clone, Copy)]
 pub(super) struct GatherSlots;
 
@@ -35,10 +35,12 @@ impl HostKernel for GatherSlots {
     const NAME: &'static CStr = c"gather_slots";
 
     fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]) {
-        let table = inputs[0].as_slice::<i32>();
-        let slots = inputs[1].as_slice::<i32>();
-        for (value, &slot) in outputs[0].as_mut_slice::<i32>().iter_mut().zip(slots) {
-            *value = table[index(slot, table.len())];
+        let mut values = outputs[0].as_mut_slice::<i32>().iter_mut();
+        for pair in inputs.chunks_exact(2) {
+            let table = pair[0].as_slice::<i32>();
+            for (&slot, value) in pair[1].as_slice::<i32>().iter().zip(&mut values) {
+                *value = table[index(slot, table.len())];
+            }
         }
     }
 }

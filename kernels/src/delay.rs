@@ -19,6 +19,7 @@ struct Delay {
 
 impl HostKernel for Delay {
     const NAME: &'static CStr = c"delay";
+    const IS_REPEATABLE: bool = false;
 
     fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]) {
         outputs[0]

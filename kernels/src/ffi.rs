@@ -48,6 +48,7 @@ struct RawKernel {
     run: Run,
     params: *const c_void,
     params_size_bytes: usize,
+    is_repeatable: bool,
 }
 
 #[repr(C)]
@@ -160,14 +161,21 @@ fn new_array(make: impl FnOnce(*mut mlx_array) -> *const c_char) -> Result<Array
     Ok(array)
 }
 
+/// What a host kernel's node calls.
+pub(crate) struct Function {
+    pub(crate) name: &'static CStr,
+    pub(crate) run: Run,
+    /// The same inputs always give the same outputs.
+    pub(crate) is_repeatable: bool,
+}
+
 /// Adds one host kernel to MLX's graph, on the calling thread's default stream.
 ///
 /// # Safety
-/// `run` must accept `params` as its constants, and views of `inputs` and `outputs`.
+/// `function.run` must accept `params` as its constants, and views of `inputs` and `outputs`.
 #[track_caller]
 pub(crate) unsafe fn add_node<P: Copy, const N: usize>(
-    name: &'static CStr,
-    run: Run,
+    function: Function,
     params: &P,
     inputs: &[&Array],
     outputs: [Output<'_>; N],
@@ -175,10 +183,11 @@ pub(crate) unsafe fn add_node<P: Copy, const N: usize>(
     const { assert!(align_of::<P>() <= 16, "operator new[] aligns to 16 bytes") };
     let stream = Stream::thread_local_or_default();
     let kernel = RawKernel {
-        name: name.as_ptr(),
-        run,
+        name: function.name.as_ptr(),
+        run: function.run,
         params: std::ptr::from_ref(params).cast(),
         params_size_bytes: size_of::<P>(),
+        is_repeatable: function.is_repeatable,
     };
     // SAFETY: every pointer is to a live value of the stated length; MLX takes its own references
     // to the inputs and copies `params`. That `run` fits them is the caller's promise.

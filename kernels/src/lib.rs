@@ -16,7 +16,7 @@
 //! | `footprint` | memory of this process, as the system counts it |
 //! | `memory` | reserved pools, and reading results from other threads |
 //! | `scratch` | memory that kernels compute in |
-//! | `replay` | a step's launches, recorded and run again |
+//! | `replay` | a step's kernels, recorded and run again |
 //! | `delay` | a node that takes time, to measure what surrounds a model |
 //! | `exit` | the end of a process that MLX must not hold up |
 //!
@@ -85,14 +85,14 @@ pub use error::{KernelError, Result, is_out_of_memory};
 pub use exit::exit_now;
 pub use expert_linear::{expert_linear, quantized_expert_linear};
 pub use footprint::footprint_bytes;
-pub use linear::linear;
+pub use linear::{linear, rows};
 pub use memory::{
     data_ptr, filled, gpu_memory_bytes, is_available, part, reader, reserve, to_vec_f32,
     to_vec_i32, wait,
 };
 pub use paged_attention::{AttentionMetadata, AttentionParams, paged_attention};
 pub use quantized_linear::{QuantizedFormat, QuantizedMatrix, quantized_linear, quantized_rows};
-pub use replay::{Recording, can_record, rehearse};
+pub use replay::{Recording, RecordingKind, recording_kind, rehearse};
 pub use reshape_and_cache::reshape_and_cache;
 pub use rms_norm::rms_norm;
 pub use rope::{RopePairing, rope};
@@ -103,7 +103,7 @@ pub use sample::{
     TokenScores, sample, sample_plain, score_token_ids, score_tokens,
 };
 pub use silu_mul::silu_mul;
-pub use slots::{gather_slots, write_slots};
+pub use slots::{gather_slots, gather_slots_of, write_slots};
 pub use upload::{download, upload};
 
 /// The slot of a token that is not written anywhere, as in vLLM.

@@ -16,7 +16,7 @@ use mlx_rs::Array;
 use crate::{
     element::Scalar,
     error::Result,
-    ffi::{self, Output, RawView},
+    ffi::{self, Function, Output, RawView},
 };
 
 /// The memory of one array while a kernel runs.
@@ -58,6 +58,9 @@ pub(crate) trait HostKernel: Copy + Send + 'static {
     /// Name in MLX's graph and in error messages.
     const NAME: &'static CStr;
 
+    /// The same inputs always give the same outputs: a recording may hold it.
+    const IS_REPEATABLE: bool = true;
+
     /// Computes `outputs` from `inputs`, on the stream's thread. Panics become errors of whoever
     /// waits for the result.
     fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]);
@@ -69,8 +72,13 @@ pub(crate) trait HostKernel: Copy + Send + 'static {
         inputs: &[&Array],
         outputs: [Output<'_>; N],
     ) -> Result<[Array; N]> {
+        let function = Function {
+            name: Self::NAME,
+            run: trampoline::<Self>,
+            is_repeatable: Self::IS_REPEATABLE,
+        };
         // SAFETY: `trampoline::<Self>` reads its constants as `Self`, which they are.
-        unsafe { ffi::add_node(Self::NAME, trampoline::<Self>, &self, inputs, outputs) }
+        unsafe { ffi::add_node(function, &self, inputs, outputs) }
     }
 }
 

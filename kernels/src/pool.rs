@@ -32,7 +32,7 @@ const MIN_PARALLEL_WORK: usize = 1 << 15;
 
 /// How long a thread without work stays awake: longer than a step's longest piece on one thread,
 /// shorter than what anybody would miss.
-const AWAKE: Duration = Duration::from_micros(500);
+const AWAKE: Duration = Duration::from_micros(50);
 
 /// Looks for work between two times that a thread offers its core to others.
 const LOOKS_PER_YIELD: u32 = 64;

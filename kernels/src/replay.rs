@@ -1,9 +1,9 @@
-//! A step's launches on a GPU, recorded once and run again with other numbers.
+//! A step's kernels, recorded once and run again with other numbers.
 //!
 //! Building and submitting a step costs the host some microseconds a node, and a step has hundreds:
 //! more than a GPU needs for the step of a small model. A step of a shape that comes again differs
 //! in nothing but numbers (positions, slots, block tables, how it samples), so what was launched for
-//! it can be launched again, in one call.
+//! it can be launched again, in one call: as a CUDA graph, or on the CPU as a list of calls.
 //!
 //! # Invariants
 //! - A recording keeps all memory that its launches use, that of caches and tables too.
@@ -23,8 +23,8 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// An empty one, whose runs are told `num_numbers` numbers; `None` where nothing can be recorded:
-    /// anywhere but with CUDA.
+    /// An empty one, whose runs are told `num_numbers` numbers; `None` where nothing
+    /// [can be recorded](recording_kind).
     ///
     /// # Errors
     /// [`KernelError::Mlx`](crate::KernelError::Mlx) if no memory is left.
@@ -47,9 +47,10 @@ impl Recording {
         &self.numbers
     }
 
-    /// Evaluates `outputs` with `values` as the numbers, and records how, if there was memory at
-    /// hand for it (see [`rehearse`]). Returns the first `num_results` of them, in memory of the
-    /// host; they are scheduled.
+    /// Evaluates `outputs` with `values` as the numbers, and records how, if it can: on a GPU there
+    /// has to be memory at hand for it (see [`rehearse`]), and on the CPU all nodes have to be kernels
+    /// of this crate, or views. Returns the first `num_results` of them, in memory of the host; they
+    /// are scheduled.
     ///
     /// Everything that the step computes has to be among `outputs` or on the way to them.
     ///
@@ -97,12 +98,26 @@ impl Recording {
     }
 }
 
-/// Whether steps can be recorded on the calling thread's default stream: with CUDA.
+/// What a recording holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordingKind {
+    /// Launches of a GPU, as a graph.
+    Launches,
+    /// Calls of kernels on the CPU.
+    Calls,
+}
+
+/// How steps are recorded on the calling thread's default stream, if they can be: on the CPU, and
+/// with CUDA.
 ///
 /// # Errors
 /// [`KernelError::Mlx`](crate::KernelError::Mlx) if MLX cannot say.
-pub fn can_record() -> Result<bool> {
-    Ok(!cfg!(target_os = "macos") && ffi::is_gpu()?)
+pub fn recording_kind() -> Result<Option<RecordingKind>> {
+    Ok(match ffi::is_gpu()? {
+        true if cfg!(target_os = "macos") => None,
+        true => Some(RecordingKind::Launches),
+        false => Some(RecordingKind::Calls),
+    })
 }
 
 /// Has the next evaluation of this thread take as much memory as one that is recorded, where

@@ -9,9 +9,8 @@ pub mod admission;
 pub mod shares;
 pub mod turns;
 
-use metal_rpc_kernels::{AttentionMetadata, KernelError, PAD_SLOT, part, upload};
+use metal_rpc_kernels::{AttentionMetadata, KernelError, PAD_SLOT, gather_slots_of, part, upload};
 use mlx_rs::Array;
-use mlx_rs::ops::concatenate;
 
 use crate::models::{ForwardInput, GroupInput};
 use crate::session::{RowPart, TokenTable, ValidStep};
@@ -32,9 +31,10 @@ pub struct BatchedChunk<'a> {
 pub enum Sizes {
     /// As large as they must be.
     Exact,
-    /// Rounded up, so that the same sizes come again: requests of each session, of one token that
-    /// goes nowhere, and the width of the block tables.
-    Rounded,
+    /// Rounded up, so that the same sizes come again: the width of the block tables.
+    Blocks,
+    /// That, and requests of each session, of one token that goes nowhere.
+    BlocksAndRows,
 }
 
 /// The numbers of one forward, requests of one session after those of another.
@@ -62,7 +62,7 @@ impl InputBatch {
         let mut layout = Layout::default();
         for chunk in chunks {
             layout.add_chunk(chunk, block_size);
-            if sizes == Sizes::Rounded {
+            if sizes == Sizes::BlocksAndRows {
                 layout.round_chunk();
             }
         }
@@ -83,14 +83,12 @@ impl InputBatch {
         token_tables: &[&TokenTable],
     ) -> Result<ForwardInput, KernelError> {
         let mut parts = Parts::new(numbers);
-        let mut token_ids = Vec::with_capacity(token_tables.len());
+        let mut slots = Vec::with_capacity(token_tables.len());
         for (token_table, num_tokens) in token_tables.iter().zip(&self.chunk_tokens) {
-            token_ids.push(token_table.gather(&parts.next(&[*num_tokens])?)?);
+            slots.push((token_table.array(), parts.next(&[*num_tokens])?));
         }
-        let token_ids = match <[Array; 1]>::try_from(token_ids) {
-            Ok([token_ids]) => token_ids,
-            Err(token_ids) => concatenate(&token_ids, 0)?,
-        };
+        let slots: Vec<_> = slots.iter().map(|(table, slots)| (*table, slots)).collect();
+        let token_ids = gather_slots_of(&slots)?;
         let num_tokens = self.num_tokens as usize;
         let positions = parts.next(&[num_tokens])?;
         let query_start_loc = parts.next(&[self.num_reqs + 1])?;
@@ -235,7 +233,7 @@ impl Layout {
         let longest = self.num_blocks.iter().copied().max().unwrap_or(0);
         let max_blocks = match sizes {
             Sizes::Exact => longest,
-            Sizes::Rounded => longest.next_power_of_two().max(16),
+            Sizes::Blocks | Sizes::BlocksAndRows => longest.next_power_of_two().max(16),
         };
         let mut numbers = self.token_slots;
         numbers.extend(&self.positions);
@@ -364,7 +362,7 @@ mod tests {
             parts: &parts,
             token_table: &table,
         };
-        let rounded = InputBatch::build(&[chunk], 2, Sizes::Rounded);
+        let rounded = InputBatch::build(&[chunk], 2, Sizes::BlocksAndRows);
         assert_eq!((rounded.num_tokens, rounded.max_blocks), (4, 16));
         let (numbers, tables) = rounded.numbers.split_at(21);
         let expected = [

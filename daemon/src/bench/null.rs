@@ -6,10 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use metal_rpc_kernels::delay;
+use metal_rpc_kernels::{delay, linear, rows};
 use metal_rpc_protocol::KvCacheSpec;
-use mlx_rs::ops::broadcast_to;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::Array;
 
 use super::BenchError;
 use super::flags::NullFlags;
@@ -38,8 +37,11 @@ struct NullModels {
 impl Loader for NullModels {
     fn load(&self, folder: &Path, _: LoadOptions<'_>) -> Result<Box<dyn Model>, ModelError> {
         let args = args_of(folder)?;
+        let zeros = (0..args.vocab_size).map(|_| 0.0_f32);
+        let embedding = Array::from_iter(zeros, &[args.vocab_size, 1]);
         Ok(Box::new(NullModel {
             args,
+            embedding,
             step_time: self.step_time,
             done_at: Mutex::new(Instant::now()),
         }))
@@ -51,6 +53,8 @@ impl Loader for NullModels {
 #[derive(Debug)]
 struct NullModel {
     args: ModelArgs,
+    /// `[vocab_size, 1]` f32 zeros, the head too.
+    embedding: Array,
     step_time: Duration,
     /// When the last one that was submitted is done.
     done_at: Mutex<Instant>,
@@ -78,15 +82,16 @@ impl Model for NullModel {
 
     /// Depends on the tokens, as a model does, so that steps follow each other.
     fn forward(&self, input: &ForwardInput, _: &mut KvCache) -> Result<Array, ModelError> {
-        let hidden = input.token_ids.as_dtype(Dtype::Float32)?;
-        let hidden = hidden.reshape(&[-1, 1])?;
+        let hidden = rows(&self.embedding, &input.token_ids)?;
+        if self.step_time.is_zero() {
+            return Ok(hidden);
+        }
         let mut done_at = self.done_at.lock().expect("nobody panics while holding it");
         *done_at = Instant::now().max(*done_at) + self.step_time;
         Ok(delay(&hidden, *done_at)?)
     }
 
     fn logits(&self, hidden: &Array) -> Result<Array, ModelError> {
-        let shape = [hidden.shape()[0], self.args.vocab_size];
-        Ok(broadcast_to(hidden, &shape)?)
+        Ok(linear(hidden, &self.embedding, None)?)
     }
 }

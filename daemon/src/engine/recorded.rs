@@ -1,16 +1,16 @@
 //! Steps that decode and nothing else: where the device can, they are recorded and run again.
 //!
-//! Such steps come in few shapes, once the numbers of requests and blocks are rounded up. The first
-//! of a shape is a rehearsal, the second is recorded, and those after it cost the host an upload and
-//! a call. Everything else (prompts, masks, penalties, scores) is built anew each time.
+//! Such steps come in few shapes, once the numbers of blocks, and on a GPU of requests, are rounded
+//! up. The first of a shape is a rehearsal, the second is recorded, and those after it cost the host
+//! an upload and a call. Everything else (prompts, masks, penalties, scores) is built anew each time.
 //!
 //! # Invariants
 //! - A recording uses the token tables of its sessions and the cache of their model, so it goes with
 //!   the first of these sessions that closes.
 
 use metal_rpc_kernels::{
-    PAD_SLOT, Recording, SAMPLE_WORDS, SampleBatch, SampleParams, can_record, download, reader,
-    rehearse, sample_plain,
+    PAD_SLOT, Recording, RecordingKind, SAMPLE_WORDS, SampleBatch, SampleParams, download, reader,
+    recording_kind, rehearse, sample_plain,
 };
 use mlx_rs::Array;
 use mlx_rs::transforms::async_eval;
@@ -39,10 +39,20 @@ struct Shape {
     max_blocks: usize,
 }
 
-/// Shapes that have been seen, the one used last at the end; with their recordings, if they were
-/// seen twice.
+/// What is known of a shape.
+#[derive(Debug)]
+enum Seen {
+    /// It was built, or its recording found no memory.
+    Once,
+    /// Its steps can be run again.
+    Recorded(Recording),
+    /// The model has a node that cannot be recorded.
+    Unrecordable,
+}
+
+/// Shapes that have been seen, the one used last at the end.
 #[derive(Debug, Default)]
-pub(super) struct Recordings(Vec<(Shape, Option<Recording>)>);
+pub(super) struct Recordings(Vec<(Shape, Seen)>);
 
 impl Recordings {
     /// Forgets what uses memory of a session.
@@ -51,16 +61,16 @@ impl Recordings {
             .retain(|(shape, _)| shape.rows.iter().all(|(session, _)| *session != id));
     }
 
-    fn take(&mut self, shape: &Shape) -> Option<Option<Recording>> {
+    fn take(&mut self, shape: &Shape) -> Option<Seen> {
         let index = self.0.iter().position(|(seen, _)| seen == shape)?;
         Some(self.0.remove(index).1)
     }
 
-    fn put(&mut self, shape: Shape, recording: Option<Recording>) {
+    fn put(&mut self, shape: Shape, seen: Seen) {
         if self.0.len() == MAX_RECORDINGS {
             self.0.remove(0);
         }
-        self.0.push((shape, recording));
+        self.0.push((shape, seen));
     }
 }
 
@@ -95,7 +105,7 @@ impl Engine {
         &self,
         chunks: &[Chunk],
     ) -> Result<Option<Vec<SampledRows>>, EngineError> {
-        if !can_record()? {
+        if recording_kind()?.is_none() {
             return Ok(None);
         }
         let num_rows: usize = chunks.iter().map(|chunk| chunk.parts.len()).sum();
@@ -138,7 +148,12 @@ impl Engine {
         chunks: Vec<Chunk>,
         sampled: Vec<SampledRows>,
     ) -> Result<(), EngineError> {
-        let batch = self.build_batch(key, &chunks, Sizes::Rounded);
+        let sizes = match recording_kind()? {
+            // A row more costs time.
+            Some(RecordingKind::Calls) => Sizes::Blocks,
+            _ => Sizes::BlocksAndRows,
+        };
+        let batch = self.build_batch(key, &chunks, sizes);
         let numbers = all_numbers(&batch, sampled);
         let sessions = chunks.iter().map(|chunk| chunk.session);
         let shape = Shape {
@@ -146,18 +161,21 @@ impl Engine {
             rows: sessions.zip(batch.chunk_tokens.iter().copied()).collect(),
             max_blocks: batch.max_blocks,
         };
-        let (tokens, recording) = match self.recordings.take(&shape) {
-            Some(Some(recording)) => (recording.replay(&numbers)?.remove(0), Some(recording)),
-            Some(None) => self.record(key, &chunks, &batch, &numbers)?,
-            None => {
+        let (tokens, seen) = match self.recordings.take(&shape) {
+            Some(Seen::Recorded(recording)) => {
+                let tokens = recording.replay(&numbers)?.remove(0);
+                (tokens, Seen::Recorded(recording))
+            }
+            Some(Seen::Once) => self.record(key, &chunks, &batch, &numbers)?,
+            seen => {
                 let mut outputs = self.decode_outputs(key, &chunks, &batch, &array(&numbers)?)?;
                 outputs[0] = download(&outputs[0])?;
                 rehearse()?;
                 async_eval(&outputs)?;
-                (outputs.swap_remove(0), None)
+                (outputs.swap_remove(0), seen.unwrap_or(Seen::Once))
             }
         };
-        self.recordings.put(shape, recording);
+        self.recordings.put(shape, seen);
         self.hand_over(chunks, &batch, &tokens)
     }
 
@@ -168,13 +186,17 @@ impl Engine {
         chunks: &[Chunk],
         batch: &InputBatch,
         numbers: &[i32],
-    ) -> Result<(Array, Option<Recording>), EngineError> {
+    ) -> Result<(Array, Seen), EngineError> {
         let mut recording = Recording::new(numbers.len())?.expect("`recordable` has looked");
         let outputs = self.decode_outputs(key, chunks, batch, recording.numbers())?;
         let outputs: Vec<&Array> = outputs.iter().collect();
         let tokens = recording.record(numbers, &outputs, 1)?.remove(0);
-        let recording = recording.is_complete().then_some(recording);
-        Ok((tokens, recording))
+        let seen = match recording_kind()? {
+            _ if recording.is_complete() => Seen::Recorded(recording),
+            Some(RecordingKind::Calls) => Seen::Unrecordable,
+            _ => Seen::Once,
+        };
+        Ok((tokens, seen))
     }
 
     /// The graph of a step of decodes: the tokens of all rows, then what else has to be computed.

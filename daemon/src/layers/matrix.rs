@@ -40,7 +40,7 @@ impl Matrix {
     /// If `ids` is not i32.
     pub fn rows(&self, ids: &Array) -> Result<Array, ModelError> {
         Ok(match self {
-            Self::Dense(weight) => weight.take_axis(ids, 0)?,
+            Self::Dense(weight) => kernels::rows(weight, ids)?,
             Self::Quantized(weight) => kernels::quantized_rows(weight, ids)?,
         })
     }
