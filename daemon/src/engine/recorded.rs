@@ -27,8 +27,13 @@ use crate::session::{SessionId, ValidRow};
 /// Most requests of a recorded step: with more of them the device takes longer than the host.
 const MAX_ROWS: usize = 256;
 
-/// Shapes that are remembered. Each holds the activations of its step.
-const MAX_RECORDINGS: usize = 24;
+/// Shapes that are remembered: on a GPU each holds the activations of its step.
+const fn max_recordings(kind: RecordingKind) -> usize {
+    match kind {
+        RecordingKind::Launches => 24,
+        RecordingKind::Calls => 256,
+    }
+}
 
 /// What makes two steps launch the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +71,8 @@ impl Recordings {
         Some(self.0.remove(index).1)
     }
 
-    fn put(&mut self, shape: Shape, seen: Seen) {
-        if self.0.len() == MAX_RECORDINGS {
+    fn put(&mut self, shape: Shape, seen: Seen, kind: RecordingKind) {
+        if self.0.len() == max_recordings(kind) {
             self.0.remove(0);
         }
         self.0.push((shape, seen));
@@ -148,10 +153,11 @@ impl Engine {
         chunks: Vec<Chunk>,
         sampled: Vec<SampledRows>,
     ) -> Result<(), EngineError> {
-        let sizes = match recording_kind()? {
+        let kind = recording_kind()?.expect("`recordable` has looked");
+        let sizes = match kind {
+            RecordingKind::Launches => Sizes::BlocksAndRows,
             // A row more costs time.
-            Some(RecordingKind::Calls) => Sizes::Blocks,
-            _ => Sizes::BlocksAndRows,
+            RecordingKind::Calls => Sizes::Blocks,
         };
         let batch = self.build_batch(key, &chunks, sizes);
         let numbers = all_numbers(&batch, sampled);
@@ -166,7 +172,15 @@ impl Engine {
                 let tokens = recording.replay(&numbers)?.remove(0);
                 (tokens, Seen::Recorded(recording))
             }
-            Some(Seen::Once) => self.record(key, &chunks, &batch, &numbers)?,
+            Some(Seen::Once) => {
+                let (tokens, recording) = self.record(key, &chunks, &batch, &numbers)?;
+                let seen = match kind {
+                    _ if recording.is_complete() => Seen::Recorded(recording),
+                    RecordingKind::Launches => Seen::Once,
+                    RecordingKind::Calls => Seen::Unrecordable,
+                };
+                (tokens, seen)
+            }
             seen => {
                 let mut outputs = self.decode_outputs(key, &chunks, &batch, &array(&numbers)?)?;
                 outputs[0] = download(&outputs[0])?;
@@ -175,28 +189,23 @@ impl Engine {
                 (outputs.swap_remove(0), seen.unwrap_or(Seen::Once))
             }
         };
-        self.recordings.put(shape, seen);
+        self.recordings.put(shape, seen, kind);
         self.hand_over(chunks, &batch, &tokens)
     }
 
-    /// Runs decodes and keeps how, if that could be recorded.
+    /// Runs decodes and records how.
     fn record(
         &mut self,
         key: &ModelKey,
         chunks: &[Chunk],
         batch: &InputBatch,
         numbers: &[i32],
-    ) -> Result<(Array, Seen), EngineError> {
+    ) -> Result<(Array, Recording), EngineError> {
         let mut recording = Recording::new(numbers.len())?.expect("`recordable` has looked");
         let outputs = self.decode_outputs(key, chunks, batch, recording.numbers())?;
         let outputs: Vec<&Array> = outputs.iter().collect();
         let tokens = recording.record(numbers, &outputs, 1)?.remove(0);
-        let seen = match recording_kind()? {
-            _ if recording.is_complete() => Seen::Recorded(recording),
-            Some(RecordingKind::Calls) => Seen::Unrecordable,
-            _ => Seen::Once,
-        };
-        Ok((tokens, seen))
+        Ok((tokens, recording))
     }
 
     /// The graph of a step of decodes: the tokens of all rows, then what else has to be computed.
