@@ -21,7 +21,7 @@ use half::{bf16, f16};
 
 use super::code::{Code, Decoder};
 #[cfg(target_arch = "x86_64")]
-use crate::product::{Codes, Coding, SixteenGroups};
+use crate::product::{Codes, Coding, PAIR_OUTPUTS, SixteenGroups};
 use crate::{
     dot::Rows,
     element::{Float, FloatType},
@@ -314,7 +314,9 @@ impl<C: Code> Weight for Packed<'_, C> {
 
     #[cfg(target_arch = "x86_64")]
     unsafe fn shared(&self, output: usize, groups: Span, to: &mut SixteenGroups) {
-        let first = output * (self.inputs / self.group_size) + groups.first;
+        let num_groups = self.inputs / self.group_size;
+        let first = output * num_groups + groups.first;
+        self.shared.prefetch(first + PAIR_OUTPUTS * num_groups);
         // SAFETY: the caller's promise.
         unsafe { self.shared.load_sixteen(first, groups.len, to) };
     }

@@ -37,6 +37,7 @@ mod weight;
 pub(crate) use self::{
     avx512::{Avx512, sixteen_sums},
     integer::{Codes, Coding, SixteenGroups},
+    panels::PAIR_OUTPUTS,
 };
 pub(crate) use self::{bias::add_bias, dense::Dense, experts::ExpertRows, weight::Weight};
 

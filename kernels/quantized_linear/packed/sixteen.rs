@@ -276,7 +276,7 @@ impl Shared<'_> {
 
     /// Asks for what group `place` shares, which need not exist.
     #[inline(always)]
-    fn prefetch(self, place: usize) {
+    pub(super) fn prefetch(self, place: usize) {
         let (scale, bias): (*const u8, *const u8) = match self {
             Self::F32(scales, biases) => (at(scales, place), at(biases, place)),
             Self::Bf16(scales, biases) => (at(scales, place), at(biases, place)),

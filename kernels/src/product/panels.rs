@@ -1,6 +1,9 @@
 //! Rows laid out for the matrix unit, in panels, and which of them meet which weights in which task.
 
-use std::{cell::RefCell, ops::Range};
+use std::{
+    cell::RefCell,
+    ops::{Range, RangeInclusive},
+};
 
 use super::{
     Group, Product, Span, Weight,
@@ -11,8 +14,10 @@ use crate::{
     scratch::grow,
 };
 
-/// Bytes of weights that one task reads, at least, where there are few rows.
-const STREAM_SIZE_BYTES: usize = 64 * 1024;
+/// Bytes of weights that one task reads where there are few rows: no fewer, lest handing it out
+/// counts, and no more than lets threads end together. What a task asks for ahead of itself at its
+/// end goes to the cache of a core that does not use it, so many small ones cost memory's time.
+const STREAM_SIZE_BYTES: RangeInclusive<usize> = 64 * 1024..=512 * 1024;
 
 /// Bytes of packed rows that one task multiplies: what stays in the second-level cache beside the
 /// weights.
@@ -25,7 +30,7 @@ const TASKS_PER_THREAD: usize = 4;
 const WIDTH: usize = 16;
 
 /// Outputs that are multiplied together.
-pub(super) const PAIR_OUTPUTS: usize = PAIR * OUTPUTS;
+pub(crate) const PAIR_OUTPUTS: usize = PAIR * OUTPUTS;
 
 /// A cache line, and a register.
 #[derive(Clone, Copy, Default)]
@@ -174,8 +179,9 @@ impl Plan {
         let (panels_per_task, outputs) = if by_rows {
             (most.min(panels.len.div_ceil(wanted)), product.outputs)
         } else if panels.len == 1 {
-            let outputs = STREAM_SIZE_BYTES / weight.output_size_bytes().max(1);
-            (1, outputs)
+            let [least, most] = [STREAM_SIZE_BYTES.start(), STREAM_SIZE_BYTES.end()]
+                .map(|size| size / weight.output_size_bytes().max(1));
+            (1, (product.outputs / wanted).clamp(least, most))
         } else {
             (most, product.outputs * panels.len.div_ceil(most) / wanted)
         };

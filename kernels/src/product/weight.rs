@@ -81,7 +81,8 @@ pub(crate) trait Weight: Copy + Send + Sync {
         unreachable!("these weights are no integers")
     }
 
-    /// Writes what up to sixteen groups of an output share; more are zero.
+    /// Writes what up to sixteen groups of an output share; more are zero. Asks for what those of the
+    /// output share that comes [`PAIR_OUTPUTS`](super::PAIR_OUTPUTS) later.
     ///
     /// # Safety
     /// Output and groups exist. Only where [`Self::IS_INTEGER`], and on a CPU with AVX-512 (F, BW,
