@@ -24,7 +24,7 @@ use self::{
 };
 use super::{
     Product, Span, Weight,
-    amx::ByteUnit,
+    amx::{ByteUnit, OUTPUTS},
     panels::{self, Layout, PAIR_OUTPUTS, Panel, Rows, Task},
 };
 use crate::pool::Shared;
@@ -64,14 +64,8 @@ pub(crate) struct SixteenGroups {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// What a thread keeps between tasks.
-#[derive(Default)]
-struct Scratch {
-    weights: Unpacked,
-    sums: many::Sums,
+    /// What a thread keeps between tasks.
+    static SCRATCH: RefCell<Unpacked> = RefCell::default();
 }
 
 /// Computes a product. There is at least one input.
@@ -105,7 +99,7 @@ pub(super) unsafe fn compute<W: Weight>(product: &Product<'_, W>, y: &mut [f32])
                 y,
             };
             // SAFETY: the caller's promise.
-            SCRATCH.with_borrow_mut(|scratch| unsafe { block.run(task, scratch) });
+            SCRATCH.with_borrow_mut(|weights| unsafe { block.run(task, weights) });
         },
     );
 }
@@ -143,7 +137,7 @@ impl<W: Weight> Block<'_, W> {
     ///
     /// # Safety
     /// As [`compute`].
-    unsafe fn run(&self, task: &Task, scratch: &mut Scratch) {
+    unsafe fn run(&self, task: &Task, weights: &mut Unpacked) {
         let num_groups = self.product.inputs / self.coding.group_size;
         let mut unit = None;
         for start in task.outputs.clone().step_by(PAIR_OUTPUTS) {
@@ -153,14 +147,14 @@ impl<W: Weight> Block<'_, W> {
             };
             // SAFETY: the caller's promise; a task runs alone on its thread.
             unsafe {
-                scratch.weights.share(self.weight, outputs, num_groups);
+                weights.share(self.weight, outputs, num_groups);
                 let mut tiles = None;
                 for index in task.panels.clone() {
                     let panel = &self.rows.panels[index];
                     if panel.rows <= FEW_ROWS {
-                        self.few(outputs, panel, &scratch.weights);
+                        self.few(outputs, panel, weights);
                     } else {
-                        self.many(outputs, panel, (&mut unit, &mut tiles), scratch);
+                        self.many(outputs, panel, (&mut unit, &mut tiles), weights);
                     }
                 }
             }
@@ -197,14 +191,13 @@ impl<W: Weight> Block<'_, W> {
         outputs: Span,
         panel: &Panel,
         (unit, tiles): (&mut Option<ByteUnit>, &mut Option<Tiles>),
-        scratch: &mut Scratch,
+        weights: &mut Unpacked,
     ) {
-        let Scratch { weights, sums } = scratch;
         let inputs = self.product.inputs;
         let shape = GroupedRows::new(panel.rows, inputs, self.coding);
         let codes = self.weight.codes(outputs.first);
         let next_size_bytes = match tiles {
-            None => PAIR_OUTPUTS * self.coding.group_size * self.coding.bits / 8,
+            None => OUTPUTS * self.coding.group_size * self.coding.bits / 8,
             Some(_) => 0,
         };
         // SAFETY: the caller's promise.
@@ -226,7 +219,7 @@ impl<W: Weight> Block<'_, W> {
                 y: self.results(outputs, panel),
                 y_stride: self.product.outputs,
             }
-            .run(unit, sums);
+            .run(unit);
         }
     }
 

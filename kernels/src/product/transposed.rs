@@ -6,6 +6,7 @@ use std::arch::x86_64::{
 };
 
 /// Sixteen rows of sixteen as columns.
+#[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn transposed(rows: [__m512; 16]) -> [__m512; 16] {
     let zero = [_mm512_setzero_ps(); 16];

@@ -2,7 +2,7 @@
 
 use std::{arch::asm, marker::PhantomData};
 
-use super::{COLUMNS, Config, OUTPUTS, PAIR, release};
+use super::{COLUMNS, Config, OUTPUTS, release};
 
 /// Tile registers of this thread, set up for a number of columns and of inputs. As
 /// [`Unit`](super::Unit).
@@ -16,8 +16,8 @@ pub(in crate::product) struct ByteUnit {
 
 /// What is multiplied. All of it is readable.
 pub(in crate::product) struct ByteOperands {
-    /// Two tiles of weights.
-    pub(in crate::product) weights: [*const u8; PAIR],
+    /// A tile of weights.
+    pub(in crate::product) weights: *const u8,
     /// Of weights: from one output to the next.
     pub(in crate::product) row_size_bytes: usize,
     /// Two tiles of columns, `[steps, inputs / 4, columns, 4]`.
@@ -72,41 +72,30 @@ impl ByteUnit {
         unsafe { Config::new(row_size_bytes, rows).load() };
     }
 
-    /// `sums[a][p]` = weights of tile `a` times tile `p` of columns; sums are `[16, 16]` each, rows of
-    /// 64 bytes.
+    /// Multiplies weights with two tiles of columns. The sums stay in the unit until they are
+    /// [stored](Self::store) or there are others.
     ///
     /// # Safety
-    /// As [`ByteOperands`] says; `sums` has room for four tiles.
+    /// As [`ByteOperands`] says.
     #[inline(always)]
-    pub(in crate::product) unsafe fn multiply(&self, operands: &ByteOperands, sums: *mut u8) {
+    pub(in crate::product) unsafe fn multiply(&self, operands: &ByteOperands) {
         // SAFETY: the caller's promise. Tile registers are this unit's.
         unsafe {
             asm!(
                 "tilezero tmm0",
                 "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
                 "2:",
-                "tileloadd tmm4, [{w0} + {w_row}]",
+                "tileloadd tmm4, [{w} + {w_row}]",
                 "tileloadd tmm6, [{x0} + {x_row}]",
                 "tdpbusd tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{x1} + {x_row}]",
                 "tdpbusd tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{w1} + {w_row}]",
-                "tdpbusd tmm2, tmm5, tmm6",
-                "tdpbusd tmm3, tmm5, tmm7",
-                "add {w0}, {inputs}",
-                "add {w1}, {inputs}",
+                "add {w}, {inputs}",
                 "add {x0}, {x_tile}",
                 "add {x1}, {x_tile}",
                 "dec {n}",
                 "jnz 2b",
-                "tilestored [{sums} + {sums_row}], tmm0",
-                "tilestored [{sums} + {sums_row} + 1024], tmm1",
-                "tilestored [{sums} + {sums_row} + 2048], tmm2",
-                "tilestored [{sums} + {sums_row} + 3072], tmm3",
-                w0 = inout(reg) operands.weights[0] => _,
-                w1 = inout(reg) operands.weights[1] => _,
+                w = inout(reg) operands.weights => _,
                 w_row = in(reg) operands.row_size_bytes,
                 x0 = inout(reg) operands.x[0] => _,
                 x1 = inout(reg) operands.x[1] => _,
@@ -114,10 +103,27 @@ impl ByteUnit {
                 x_tile = in(reg) self.columns * self.inputs,
                 inputs = in(reg) self.inputs,
                 n = inout(reg) operands.steps => _,
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+
+    /// Stores `sums[p]`, weights times tile `p` of columns, `[16, 16]` each, rows of 64 bytes. That
+    /// this is not done at once leaves a thread something to do until they are there.
+    ///
+    /// # Safety
+    /// `sums` has room for two tiles.
+    #[inline(always)]
+    pub(in crate::product) unsafe fn store(&self, sums: *mut u8) {
+        // SAFETY: the caller's promise. Tile registers are this unit's; no compiler uses them, so
+        // they hold what `multiply` has left there.
+        unsafe {
+            asm!(
+                "tilestored [{sums} + {sums_row}], tmm0",
+                "tilestored [{sums} + {sums_row} + 1024], tmm1",
                 sums = in(reg) sums,
                 sums_row = in(reg) 64_usize,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
         }

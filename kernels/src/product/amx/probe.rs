@@ -145,17 +145,15 @@ fn multiplies() -> bool {
 /// As [`multiplies`], with bytes.
 #[cfg(target_os = "linux")]
 fn multiplies_bytes() -> bool {
-    use super::{ByteOperands, ByteUnit, COLUMNS, OUTPUTS, PAIR};
+    use super::{ByteOperands, ByteUnit, COLUMNS, OUTPUTS};
 
     const INPUTS: usize = 64;
     let (mut weights, mut x) = (
-        [[[0_u8; INPUTS]; OUTPUTS]; PAIR],
+        [[0_u8; INPUTS]; OUTPUTS],
         [[[[0_i8; 4]; COLUMNS]; INPUTS / 4]; 2],
     );
-    for tile in &mut weights {
-        for (row, value) in tile.iter_mut().zip(240..=255) {
-            row.fill(value);
-        }
+    for (row, value) in weights.iter_mut().zip(240..=255) {
+        row.fill(value);
     }
     for (tile, sign) in x.iter_mut().zip([-1, 1]) {
         for columns in tile {
@@ -164,22 +162,24 @@ fn multiplies_bytes() -> bool {
             }
         }
     }
-    let mut sums = [[[[0_i32; COLUMNS]; OUTPUTS]; 2]; PAIR];
+    let mut sums = [[[0_i32; COLUMNS]; OUTPUTS]; 2];
     let operands = ByteOperands {
-        weights: [weights[0].as_ptr().cast(), weights[1].as_ptr().cast()],
+        weights: weights.as_ptr().cast(),
         row_size_bytes: INPUTS,
         x: [x[0].as_ptr().cast(), x[1].as_ptr().cast()],
         steps: 1,
     };
-    // SAFETY: as in `multiplies`; `sums` has four tiles.
-    unsafe { ByteUnit::new(COLUMNS, INPUTS).multiply(&operands, sums.as_mut_ptr().cast()) };
-    sums.iter().all(|tiles| {
-        tiles.iter().zip([-64, 64]).all(|(tile, factor)| {
-            tile.iter().zip(240..).all(|(row, weight)| {
-                row.iter()
-                    .zip(100..)
-                    .all(|(&sum, value)| sum == factor * weight * value)
-            })
+    // SAFETY: as in `multiplies`; `sums` has two tiles.
+    unsafe {
+        let unit = ByteUnit::new(COLUMNS, INPUTS);
+        unit.multiply(&operands);
+        unit.store(sums.as_mut_ptr().cast());
+    }
+    sums.iter().zip([-64, 64]).all(|(tile, factor)| {
+        tile.iter().zip(240..).all(|(row, weight)| {
+            row.iter()
+                .zip(100..)
+                .all(|(&sum, value)| sum == factor * weight * value)
         })
     })
 }

@@ -14,7 +14,7 @@ use std::arch::x86_64::{
     _mm512_castsi512_ps, _mm512_cvtepi32_epi8, _mm512_cvtps_epi32, _mm512_inserti32x4,
     _mm512_loadu_ps, _mm512_mask_storeu_epi32, _mm512_max_epi32, _mm512_mul_ps,
     _mm512_permutex2var_epi32, _mm512_reduce_add_epi32, _mm512_reduce_max_epi32, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_srai_epi32,
+    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srai_epi32,
 };
 
 use super::{Coding, FEW_ROWS};
@@ -177,7 +177,12 @@ unsafe fn store(rows: &[__m512i; COLUMNS], shape: &GroupedRows, input: usize, to
             }
             return;
         }
-        let lines = transposed(rows.map(|row| _mm512_castsi512_ps(row)));
+        let mut lines = [_mm512_setzero_ps(); COLUMNS];
+        // Of a closure the compiler makes a function without the CPU's features.
+        for (line, &row) in lines.iter_mut().zip(rows) {
+            *line = _mm512_castsi512_ps(row);
+        }
+        let lines = transposed(lines);
         let mask = u16::MAX >> (WIDTH - shape.rows);
         let to = to.add(input * shape.rows).cast::<i32>();
         for (nth, &line) in lines.iter().enumerate().take(shape.step_inputs / 4) {

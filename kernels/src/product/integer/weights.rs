@@ -2,9 +2,9 @@
 //! outputs side by side.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_and_si512, _mm512_loadu_ps, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8,
+    __m512i, _mm512_and_si512, _mm512_loadu_ps, _mm512_maskz_loadu_epi8, _mm512_permutex2var_epi64,
     _mm512_permutexvar_epi64, _mm512_set1_epi8, _mm512_setr_epi64, _mm512_setzero_ps,
-    _mm512_srlv_epi64, _mm512_storeu_ps,
+    _mm512_srli_epi16, _mm512_srlv_epi64, _mm512_storeu_ps, _mm512_storeu_si512,
 };
 
 use super::{Codes, SixteenGroups, Span, Weight, rows::BYTES};
@@ -55,30 +55,34 @@ impl Unpacked {
             num_groups.next_multiple_of(GROUPS) * lines,
         );
         let to = self.shared.as_mut_ptr().cast::<f32>();
+        let mut shared = [SixteenGroups::default(); OUTPUTS];
         for tile in 0..outputs.len.div_ceil(OUTPUTS) {
+            let count = OUTPUTS.min(outputs.len - tile * OUTPUTS);
+            shared[count..].fill(SixteenGroups::default());
             for group in (0..num_groups).step_by(GROUPS) {
-                let count = GROUPS.min(num_groups - group);
-                let mut scales = [_mm512_setzero_ps(); OUTPUTS];
-                let mut biases = scales;
-                for output in 0..OUTPUTS.min(outputs.len - tile * OUTPUTS) {
-                    let mut shared = SixteenGroups::default();
-                    // SAFETY: the caller's promise; registers have the lengths of the arrays.
+                let groups = Span {
+                    first: group,
+                    len: GROUPS.min(num_groups - group),
+                };
+                for (output, shared) in shared[..count].iter_mut().enumerate() {
+                    // SAFETY: the caller's promise.
                     unsafe {
-                        let output_of_weight = outputs.first + tile * OUTPUTS + output;
-                        let span = Span {
-                            first: group,
-                            len: count,
-                        };
-                        weight.shared(output_of_weight, span, &mut shared);
-                        scales[output] = _mm512_loadu_ps(shared.scales.as_ptr());
-                        biases[output] = _mm512_loadu_ps(shared.biases.as_ptr());
+                        let output = outputs.first + tile * OUTPUTS + output;
+                        weight.shared(output, groups, shared);
                     }
                 }
-                let turned = [transposed(scales), transposed(biases)];
-                for (kind, turned) in turned.iter().enumerate() {
-                    for (index, &values) in turned.iter().enumerate() {
+                let mut turned = [[_mm512_setzero_ps(); OUTPUTS]; 2];
+                for (output, shared) in shared.iter().enumerate() {
+                    // SAFETY: registers have the lengths of the arrays.
+                    unsafe {
+                        turned[0][output] = _mm512_loadu_ps(shared.scales.as_ptr());
+                        turned[1][output] = _mm512_loadu_ps(shared.biases.as_ptr());
+                    }
+                }
+                for (kind, values) in turned.into_iter().enumerate() {
+                    for (index, &values) in transposed(values).iter().enumerate().take(groups.len) {
                         let at = ((group + index) * 2 + kind) * PAIR_OUTPUTS + tile * OUTPUTS;
-                        // SAFETY: there is room for whole sixteens of groups.
+                        // SAFETY: there is room for all groups.
                         unsafe { _mm512_storeu_ps(to.add(at), values) };
                     }
                 }
@@ -115,18 +119,54 @@ impl Unpacked {
                 ptr: codes.ptr.wrapping_add(output * codes.row_size_bytes),
                 ..codes
             };
-            for input in (0..inputs).step_by(BYTES) {
-                let len = BYTES.min(inputs - input);
-                // SAFETY: inputs of an output that exists, and room for a whole line.
-                unsafe {
-                    let line = line(row, input, len);
-                    _mm512_mask_storeu_epi8(to.add(input).cast(), u64::MAX, line);
+            // SAFETY: inputs of an output that exists, and room for whole lines.
+            unsafe {
+                match codes.coding.bits {
+                    8 => to.copy_from_nonoverlapping(row.ptr, inputs),
+                    _ => halves(row, inputs, to),
                 }
             }
         }
         Tiles {
             weights: [tiles, tiles.wrapping_add(OUTPUTS * row_size_bytes)],
             row_size_bytes,
+        }
+    }
+}
+
+/// Writes the codes of one output, two of which share a byte, in whole lines. Each step has its even
+/// inputs first.
+///
+/// # Safety
+/// There are so many codes and there is room, and the CPU has AVX-512 (F, BW).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn halves(codes: Codes, inputs: usize, to: *mut u8) {
+    let [first, second] = match codes.coding.group_size {
+        32 => [
+            _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+            _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15),
+        ],
+        _ => [
+            _mm512_setr_epi64(0, 1, 2, 3, 8, 9, 10, 11),
+            _mm512_setr_epi64(4, 5, 6, 7, 12, 13, 14, 15),
+        ],
+    };
+    let four_bits = _mm512_set1_epi8(15);
+    let size_bytes = inputs / 2;
+    for at in (0..size_bytes).step_by(BYTES) {
+        let mask = u64::MAX >> BYTES.saturating_sub(size_bytes - at);
+        // SAFETY: the caller's promise; what the mask leaves out is not read.
+        unsafe {
+            let bytes = _mm512_maskz_loadu_epi8(mask, codes.ptr.add(at).cast());
+            let even = _mm512_and_si512(bytes, four_bits);
+            let odd = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), four_bits);
+            let to = to.add(2 * at);
+            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi64(even, first, odd));
+            if 2 * at + BYTES < inputs {
+                let line = _mm512_permutex2var_epi64(even, second, odd);
+                _mm512_storeu_si512(to.add(BYTES).cast(), line);
+            }
         }
     }
 }
