@@ -54,12 +54,9 @@ fn main() {
             "primitive/compile_cuda.cpp",
             "primitive/upload_cuda.cpp",
             "primitive/replay_cuda.cpp",
-            "primitive/kernel_folder_cuda.cpp",
             "primitive/cuda_driver.cpp",
             "primitive/early_start_cuda.cpp",
             "primitive/cuda_stream.cpp",
-            "primitive/product_cuda.cpp",
-            "primitive/product_bench_cuda.cpp",
         ]);
     }
     let include = env::var_os("DEP_MLX_INCLUDE")

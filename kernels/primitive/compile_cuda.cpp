@@ -3,15 +3,17 @@
 #include "compile_cuda.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <mutex>
 #include <sstream>
 #include <stdexcept>
 #include <unordered_map>
 
-#include "kernel_folder_cuda.h"
 #include "mlx/backend/gpu/device_info.h"
 
 namespace mx = mlx::core;
@@ -75,13 +77,41 @@ std::string compile(const Launch& launch) {
   return code;
 }
 
+// Where MLX looks for compiled kernels. Its own choice is a folder that every user can write.
+constexpr const char* kFolderVariable = "MLX_PTX_CACHE_DIR";
+
+std::filesystem::path default_folder() {
+  if (auto cache = std::getenv("XDG_CACHE_HOME"); cache && *cache) {
+    return std::filesystem::path(cache) / "metal-rpc" / "kernels";
+  }
+  auto home = std::getenv("HOME");
+  return std::filesystem::path(home ? home : "") / ".cache" / "metal-rpc" / "kernels";
+}
+
+// MLX reads the variable once, and not before main.
+const bool has_folder = setenv(kFolderVariable, default_folder().c_str(), /* overwrite = */ 0) == 0;
+
+void write_file(const std::filesystem::path& path, const std::string& text) {
+  // Another process may want the same file: each writes its own, and the last name stays.
+  auto staging = path;
+  staging += "." + std::to_string(getpid());
+  std::ofstream(staging, std::ios::binary) << text;
+  std::filesystem::rename(staging, path);
+}
+
 // MLX hashes the whole source at every launch, which takes longer than the launch. So the source is
 // a short word, and the code is in the file that MLX names after it.
 std::string publish(const Launch& launch) {
+  if (!has_folder) {
+    throw std::runtime_error(std::string("cannot set ") + kFolderVariable);
+  }
   const auto hash = std::hash<std::string>();
   const std::string word = launch.name + " " + architecture() + " " +
       std::to_string(hash(launch.source()));
-  const auto folder = kernel_folder();
+  const std::filesystem::path folder = std::getenv(kFolderVariable);
+  if (std::filesystem::create_directories(folder)) {
+    std::filesystem::permissions(folder, std::filesystem::perms::owner_all);
+  }
   std::ostringstream name;
   name << launch.name << "_" << std::hex << hash(word);
   if (!std::filesystem::exists(folder / (name.str() + ".ptx"))) {
