@@ -30,8 +30,8 @@ use std::{
 /// Below about this many multiply-adds (two microseconds), sharing costs more than it saves.
 const MIN_PARALLEL_WORK: usize = 1 << 15;
 
-/// How long a thread without work stays awake: longer than a step's longest piece on one thread,
-/// shorter than what anybody would miss.
+/// How long a thread without work stays awake: longer than what lies between two kernels of a step,
+/// most of the pieces on one thread included, and short enough that others have the core between steps.
 const AWAKE: Duration = Duration::from_micros(50);
 
 /// Looks for work between two times that a thread offers its core to others.
