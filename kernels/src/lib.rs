@@ -44,6 +44,8 @@ mod replay;
 mod scratch;
 mod simd;
 
+#[path = "../act_mul/mod.rs"]
+mod act_mul;
 #[path = "../add_rms_norm/mod.rs"]
 mod add_rms_norm;
 #[path = "../argmax/mod.rs"]
@@ -70,13 +72,14 @@ mod rope_and_cache;
 mod route;
 #[path = "../sample/mod.rs"]
 mod sample;
-#[path = "../silu_mul/mod.rs"]
-mod silu_mul;
+#[path = "../scale/mod.rs"]
+mod scale;
 #[path = "../slots/mod.rs"]
 mod slots;
 #[path = "../upload/mod.rs"]
 mod upload;
 
+pub use act_mul::{gelu_tanh_mul, silu_mul};
 pub use add_rms_norm::add_rms_norm;
 pub use argmax::argmax;
 pub use delay::delay;
@@ -102,7 +105,7 @@ pub use sample::{
     GREEDY_TEMPERATURE, History, LogprobsMode, SAMPLE_WORDS, SampleBatch, SampleParams, Span,
     TokenScores, sample, sample_plain, score_token_ids, score_tokens,
 };
-pub use silu_mul::silu_mul;
+pub use scale::scale;
 pub use slots::{gather_slots, gather_slots_of, write_slots};
 pub use upload::{download, upload};
 

@@ -4,8 +4,8 @@ mod support;
 
 use metal_rpc_kernels::{
     AttentionMetadata, AttentionParams, KernelError, LogprobsMode, RopePairing, argmax,
-    gather_slots, linear, paged_attention, reserve, reshape_and_cache, rms_norm, rope,
-    score_token_ids, silu_mul, write_slots,
+    gather_slots, gelu_tanh_mul, linear, paged_attention, reserve, reshape_and_cache, rms_norm,
+    rope, scale, score_token_ids, silu_mul, write_slots,
 };
 use mlx_rs::{Array, Dtype};
 use support::{array, array_i32, i32s, int};
@@ -43,6 +43,8 @@ fn shapes_and_dtypes_are_checked_before_a_node_is_made() {
     shape_error(rms_norm(&ones(&[2, 3]), &ones(&[4]), 1e-5), "x");
     dtype_error(rms_norm(&ones(&[3, 2]), &ints, 1e-5), "weight");
     shape_error(silu_mul(&ones(&[2, 3])), "gate_up");
+    shape_error(gelu_tanh_mul(&ones(&[2, 3])), "gate_up");
+    dtype_error(scale(&ints, 2.0), "x");
     shape_error(argmax(&ones(&[2, 0])), "logits");
     let x = ones(&[2, 3, 4]);
     let turn = |x: &Array, positions: &Array, inv_freq: &Array| {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use metal_rpc_kernels::{
-    QuantizedFormat, QuantizedMatrix, linear, quantized_linear, rms_norm, silu_mul,
+    QuantizedFormat, QuantizedMatrix, gelu_tanh_mul, linear, quantized_linear, rms_norm, silu_mul,
 };
 use mlx_rs::{Array, Dtype};
 use support::{
@@ -54,13 +54,14 @@ fn normalised_and_gated_rows_do_not_depend_on_the_batch() {
         let x = array(x, &[x.len() / dim, dim]);
         bits(&f32s(&rms_norm(&x, &weight, 1e-6).expect("fits")))
     };
-    let gate = |x: &[f32]| {
-        bits(&f32s(
-            &silu_mul(&array(x, &[x.len() / dim, dim])).expect("fits"),
-        ))
-    };
     assert_eq!(norm(&x), x.chunks(dim).flat_map(norm).collect::<Vec<_>>());
-    assert_eq!(gate(&x), x.chunks(dim).flat_map(gate).collect::<Vec<_>>());
+    for act_mul in [silu_mul, gelu_tanh_mul] {
+        let gate = |x: &[f32]| {
+            let gated = act_mul(&array(x, &[x.len() / dim, dim]));
+            bits(&f32s(&gated.expect("fits")))
+        };
+        assert_eq!(gate(&x), x.chunks(dim).flat_map(gate).collect::<Vec<_>>());
+    }
 }
 
 /// Every query alone, and the queries of each request in pieces, give the bits of the whole batch.

@@ -2,6 +2,10 @@
 
 mod support;
 
+#[path = "../act_mul/cases.rs"]
+mod act_mul_cases;
+#[path = "../act_mul/reference.rs"]
+mod act_mul_reference;
 #[path = "../argmax/cases.rs"]
 mod argmax_cases;
 #[path = "../argmax/reference.rs"]
@@ -22,14 +26,10 @@ mod rms_norm_reference;
 mod rope_cases;
 #[path = "../rope/reference.rs"]
 mod rope_reference;
-#[path = "../silu_mul/cases.rs"]
-mod silu_mul_cases;
-#[path = "../silu_mul/reference.rs"]
-mod silu_mul_reference;
 
 use metal_rpc_kernels::{
-    PAD_SLOT, RopePairing, argmax, gather_slots, linear, reshape_and_cache, rms_norm, rope,
-    silu_mul, write_slots,
+    PAD_SLOT, RopePairing, argmax, gather_slots, gelu_tanh_mul, linear, reshape_and_cache,
+    rms_norm, rope, scale, silu_mul, write_slots,
 };
 use mlx_rs::{Array, Dtype};
 use support::{
@@ -226,24 +226,71 @@ fn rms_norm_is_within_a_few_ulp() {
     }
 }
 
+/// Numbers for a gate: mostly between -20 and 20, and one far out.
+fn gates_and_ups(random: &mut Random, rows: usize, intermediate: usize) -> Vec<f32> {
+    let units = random.units(rows * 2 * intermediate);
+    let mut x: Vec<f32> = units.iter().map(|x| x * 20.0).collect();
+    x[0] = -100.0;
+    x
+}
+
 #[test]
 fn silu_mul_is_within_a_few_ulp() {
     let mut random = Random::new(6);
-    for (rows, intermediate) in silu_mul_cases::CASES {
-        let mut x: Vec<f32> = random
-            .units(rows * 2 * intermediate)
-            .iter()
-            .map(|x| x * 20.0)
-            .collect();
-        x[0] = -100.0;
+    for (rows, intermediate) in act_mul_cases::CASES {
+        let x = gates_and_ups(&mut random, rows, intermediate);
         let y = silu_mul(&array(&x, &[rows, 2 * intermediate])).expect("fits");
-        let expected = silu_mul_reference::silu_mul(&x, intermediate);
+        let expected = act_mul_reference::silu_mul(&x, intermediate);
         let tolerance: Vec<f64> = expected.iter().map(|y| y.abs() * 1e-6 + 1e-30).collect();
         assert_close(
             &format!("silu_mul {rows}x{intermediate}"),
             &f32s(&y),
             &expected,
             &tolerance,
+        );
+    }
+}
+
+#[test]
+fn gelu_tanh_mul_is_within_a_few_ulp_of_its_exponential() {
+    let mut random = Random::new(16);
+    for (rows, intermediate) in act_mul_cases::CASES {
+        // Also where the tanh has a slope.
+        for scale in [1.0, 0.1] {
+            let x = gates_and_ups(&mut random, rows, intermediate);
+            let x: Vec<f32> = x.iter().map(|x| x * scale).collect();
+            let y = gelu_tanh_mul(&array(&x, &[rows, 2 * intermediate])).expect("fits");
+            let expected = act_mul_reference::gelu_tanh_mul(&x, intermediate);
+            let gates = x
+                .chunks(2 * intermediate)
+                .flat_map(|row| &row[..intermediate]);
+            let tolerance: Vec<f64> = expected
+                .iter()
+                .zip(gates)
+                .map(|(y, gate)| {
+                    let exponent = act_mul_reference::gelu_exponent(f64::from(*gate));
+                    y.abs() * 1e-6 * (1.0 - exponent.min(0.0)) + 1e-30
+                })
+                .collect();
+            assert_close(
+                &format!("gelu_tanh_mul {rows}x{intermediate}"),
+                &f32s(&y),
+                &expected,
+                &tolerance,
+            );
+        }
+    }
+}
+
+#[test]
+fn scale_is_exact() {
+    let mut random = Random::new(17);
+    for shape in [&[1][..], &[3, 7], &[40, 2048], &[0, 5]] {
+        let x = random.units(shape.iter().product());
+        let expected: Vec<f32> = x.iter().map(|x| x * 0.3).collect();
+        assert_eq!(
+            f32s(&scale(&array(&x, shape), 0.3).expect("fits")),
+            expected
         );
     }
 }

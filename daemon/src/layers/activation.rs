@@ -84,17 +84,21 @@ impl Activation {
     /// # Errors
     /// If the last axis is odd.
     pub fn gate(self, gate_up: &Array) -> Result<Array, ModelError> {
-        if self == Self::Silu {
-            return Ok(kernels::silu_mul(gate_up)?);
-        }
-        let halves = gate_up.split_equal(2, -1)?;
-        let gate = self.forward(&halves[0])?;
-        let Self::ClampedSwish { limit, .. } = self else {
-            return Ok(gate.multiply(&halves[1])?);
-        };
-        let bounds = (&Array::from_f32(-limit), &Array::from_f32(limit));
-        let up = clip(&halves[1], bounds)?.add(Array::from_f32(1.0))?;
-        Ok(gate.multiply(up)?)
+        let halves = || gate_up.split_equal(2, -1);
+        Ok(match self {
+            Self::Silu => kernels::silu_mul(gate_up)?,
+            Self::GeluTanh => kernels::gelu_tanh_mul(gate_up)?,
+            Self::Gelu => {
+                let halves = halves()?;
+                self.forward(&halves[0])?.multiply(&halves[1])?
+            }
+            Self::ClampedSwish { limit, .. } => {
+                let halves = halves()?;
+                let bounds = (&Array::from_f32(-limit), &Array::from_f32(limit));
+                let up = clip(&halves[1], bounds)?.add(Array::from_f32(1.0))?;
+                self.forward(&halves[0])?.multiply(up)?
+            }
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use metal_rpc_kernels as kernels;
 use mlx_rs::Array;
 
 use super::{Attention, AttentionArgs, Mlp, MlpArgs, Norm, NormArgs};
@@ -139,7 +140,7 @@ impl Residual {
             y = norm.forward(&y)?;
         }
         if let Some(multiplier) = self.multiplier {
-            y = y.multiply(Array::from_f32(multiplier).as_dtype(y.dtype())?)?;
+            y = kernels::scale(&y, multiplier)?;
         }
         stream.add(y)
     }

@@ -1,5 +1,6 @@
 //! What every decoder-only model does around its blocks: embedding, norm and head.
 
+use metal_rpc_kernels as kernels;
 use metal_rpc_protocol::KvCacheSpec;
 use mlx_rs::Array;
 use mlx_rs::ops::tanh;
@@ -147,7 +148,7 @@ impl Model for Decoder {
         assert!(kv_cache.num_layers() == self.blocks.len());
         let mut hidden = self.embedding.forward(&input.token_ids)?;
         if let Some(scale) = self.decoder_args.embedding_scale {
-            hidden = scaled(&hidden, scale)?;
+            hidden = kernels::scale(&hidden, scale)?;
         }
         let mut stream = Stream::new(hidden);
         for (index, block) in self.blocks.iter().enumerate() {
@@ -164,7 +165,7 @@ impl Model for Decoder {
 
     fn logits(&self, hidden: &Array) -> Result<Array, ModelError> {
         let hidden = match self.decoder_args.logit_scale {
-            Some(scale) => &scaled(hidden, scale)?,
+            Some(scale) => &kernels::scale(hidden, scale)?,
             None => hidden,
         };
         let logits = match &self.head {
@@ -174,13 +175,10 @@ impl Model for Decoder {
         match self.decoder_args.logit_soft_cap {
             Some(cap) => {
                 let logits = logits.as_dtype(mlx_rs::Dtype::Float32)?;
-                scaled(&tanh(&scaled(&logits, 1.0 / cap)?)?, cap)
+                let capped = tanh(&kernels::scale(&logits, 1.0 / cap)?)?;
+                Ok(kernels::scale(&capped, cap)?)
             }
             None => Ok(logits),
         }
     }
-}
-
-fn scaled(x: &Array, factor: f32) -> Result<Array, ModelError> {
-    Ok(x.multiply(Array::from_f32(factor).as_dtype(x.dtype())?)?)
 }

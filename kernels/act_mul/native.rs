@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 
+use super::Activation;
 use crate::{
     node::{HostKernel, View},
     pool::{self, Shared},
@@ -16,12 +17,13 @@ const WORK_PER_ELEMENT: usize = 4;
 
 /// `gate_up` `[rows, 2 * intermediate]` -> `[rows, intermediate]`.
 #[derive(Clone, Copy)]
-pub(super) struct SiluMul {
+pub(super) struct ActMul {
+    pub(super) activation: Activation,
     pub(super) intermediate: usize,
 }
 
-impl HostKernel for SiluMul {
-    const NAME: &'static CStr = c"silu_mul";
+impl HostKernel for ActMul {
+    const NAME: &'static CStr = c"act_mul";
 
     fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]) {
         let gate_up = inputs[0].as_slice::<f32>();
@@ -37,12 +39,16 @@ impl HostKernel for SiluMul {
         pool::for_each(len.div_ceil(per_task), len * WORK_PER_ELEMENT, |task| {
             let start = task * per_task;
             let end = len.min(start + per_task);
-            vectorized(Rows {
+            let rows = Rows {
                 width,
                 gate_up: &gate_up[2 * start..2 * end],
                 // SAFETY: tasks write disjoint rows.
                 y: unsafe { y.part(start, end - start) },
-            });
+            };
+            match self.activation {
+                Activation::Silu => vectorized(Silu(rows)),
+                Activation::GeluTanh => vectorized(GeluTanh(rows)),
+            }
         });
     }
 }
@@ -53,11 +59,14 @@ struct Rows<'a> {
     y: &'a mut [f32],
 }
 
-impl Operation for Rows<'_> {
-    type Output = ();
-
+impl Rows<'_> {
+    /// `gate * sigmoid(exponent(gate)) * up`.
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run<L: Lanes>(self, exponent: impl Fn(L) -> L) {
+        let act_mul = |gate: L, up: L| {
+            let negated = exponent(gate).mul(L::splat(-1.0));
+            gate.div(L::splat(1.0).add(negated.exp())).mul(up)
+        };
         let rows = self.gate_up.chunks_exact(2 * self.width);
         for (row, y) in rows.zip(self.y.chunks_exact_mut(self.width)) {
             let (gate, up) = row.split_at(self.width);
@@ -68,14 +77,14 @@ impl Operation for Rows<'_> {
                 unsafe {
                     let gate = L::load(gate.as_ptr().add(i));
                     let up = L::load(up.as_ptr().add(i));
-                    silu_mul(gate, up).store(y.as_mut_ptr().add(i));
+                    act_mul(gate, up).store(y.as_mut_ptr().add(i));
                 }
                 i += LANES;
             }
             let rest = self.width - full;
             // SAFETY: the rest of the row.
-            let last: L = unsafe {
-                silu_mul(
+            let last = unsafe {
+                act_mul(
                     load_partial(gate.as_ptr().add(full), rest),
                     load_partial(up.as_ptr().add(full), rest),
                 )
@@ -85,9 +94,28 @@ impl Operation for Rows<'_> {
     }
 }
 
-#[inline(always)]
-fn silu_mul<L: Lanes>(gate: L, up: L) -> L {
-    let one = L::splat(1.0);
-    let negated = gate.mul(L::splat(-1.0));
-    gate.div(one.add(negated.exp())).mul(up)
+struct Silu<'a>(Rows<'a>);
+
+impl Operation for Silu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        self.0.run(|gate: L| gate);
+    }
+}
+
+struct GeluTanh<'a>(Rows<'a>);
+
+impl Operation for GeluTanh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        self.0.run(|gate: L| {
+            let cubic = gate.mul(gate).mul(L::splat(0.044_715));
+            let slope = L::splat(std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2);
+            gate.mul(slope).mul(cubic.add(L::splat(1.0)))
+        });
+    }
 }

@@ -2,6 +2,7 @@
 
 use mlx_rs::Array;
 
+use super::Activation;
 use crate::{
     element::FloatType,
     error::Result,
@@ -10,13 +11,21 @@ use crate::{
 };
 
 /// `gate_up` `[.., 2 * intermediate]` -> `shape`, which is `[.., intermediate]`.
-pub(super) fn silu_mul(gate_up: &Array, x_type: FloatType, shape: &[i32]) -> Result<Array> {
+pub(super) fn act_mul(
+    gate_up: &Array,
+    (x_type, activation): (FloatType, Activation),
+    shape: &[i32],
+) -> Result<Array> {
+    let act = match activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu_tanh",
+    };
     let intermediate = shape.last().copied().unwrap_or(0);
     let rows = int(gate_up.size() / 2) / intermediate.max(1);
     let launch = Launch {
-        kernel: "silu_mul",
+        kernel: "act_mul",
         sources: &[dialect_source!("kernel.kh")],
-        words: &[("X", word(x_type))],
+        words: &[("X", word(x_type)), ("ACT", act)],
         scalars: &[intermediate.into(), rows.into()],
         // A grid has 65,535 rows at most.
         groups: [
