@@ -1,6 +1,10 @@
 //! The gate of a gated MLP on the CPU.
 
-use std::ffi::CStr;
+use std::{
+    f32::consts::{FRAC_2_SQRT_PI, SQRT_2},
+    ffi::CStr,
+    marker::PhantomData,
+};
 
 use super::Activation;
 use crate::{
@@ -39,34 +43,66 @@ impl HostKernel for ActMul {
         pool::for_each(len.div_ceil(per_task), len * WORK_PER_ELEMENT, |task| {
             let start = task * per_task;
             let end = len.min(start + per_task);
-            let rows = Rows {
-                width,
-                gate_up: &gate_up[2 * start..2 * end],
-                // SAFETY: tasks write disjoint rows.
-                y: unsafe { y.part(start, end - start) },
-            };
+            let gate_up = &gate_up[2 * start..2 * end];
+            // SAFETY: tasks write disjoint rows.
+            let y = unsafe { y.part(start, end - start) };
             match self.activation {
-                Activation::Silu => vectorized(Silu(rows)),
-                Activation::GeluTanh => vectorized(GeluTanh(rows)),
+                Activation::Silu => vectorized(Rows::<Silu>::new(width, gate_up, y)),
+                Activation::GeluTanh => vectorized(Rows::<GeluTanh>::new(width, gate_up, y)),
             }
         });
     }
 }
 
-struct Rows<'a> {
+/// What makes an activation of `x * sigmoid(exponent(x))`. No closure: one would not be compiled with
+/// the features of the CPU.
+trait Exponent {
+    fn exponent<L: Lanes>(x: L) -> L;
+}
+
+struct Silu;
+
+impl Exponent for Silu {
+    #[inline(always)]
+    fn exponent<L: Lanes>(x: L) -> L {
+        x
+    }
+}
+
+struct GeluTanh;
+
+impl Exponent for GeluTanh {
+    #[inline(always)]
+    fn exponent<L: Lanes>(x: L) -> L {
+        let cubic = x.mul(x).mul(L::splat(0.044_715));
+        x.mul(L::splat(FRAC_2_SQRT_PI * SQRT_2))
+            .mul(cubic.add(L::splat(1.0)))
+    }
+}
+
+struct Rows<'a, E> {
     width: usize,
     gate_up: &'a [f32],
     y: &'a mut [f32],
+    activation: PhantomData<E>,
 }
 
-impl Rows<'_> {
-    /// `gate * sigmoid(exponent(gate)) * up`.
+impl<'a, E> Rows<'a, E> {
+    fn new(width: usize, gate_up: &'a [f32], y: &'a mut [f32]) -> Self {
+        Self {
+            width,
+            gate_up,
+            y,
+            activation: PhantomData,
+        }
+    }
+}
+
+impl<E: Exponent> Operation for Rows<'_, E> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<L: Lanes>(self, exponent: impl Fn(L) -> L) {
-        let act_mul = |gate: L, up: L| {
-            let negated = exponent(gate).mul(L::splat(-1.0));
-            gate.div(L::splat(1.0).add(negated.exp())).mul(up)
-        };
+    fn run<L: Lanes>(self) {
         let rows = self.gate_up.chunks_exact(2 * self.width);
         for (row, y) in rows.zip(self.y.chunks_exact_mut(self.width)) {
             let (gate, up) = row.split_at(self.width);
@@ -77,14 +113,14 @@ impl Rows<'_> {
                 unsafe {
                     let gate = L::load(gate.as_ptr().add(i));
                     let up = L::load(up.as_ptr().add(i));
-                    act_mul(gate, up).store(y.as_mut_ptr().add(i));
+                    act_mul::<E, L>(gate, up).store(y.as_mut_ptr().add(i));
                 }
                 i += LANES;
             }
             let rest = self.width - full;
             // SAFETY: the rest of the row.
-            let last = unsafe {
-                act_mul(
+            let last: L = unsafe {
+                act_mul::<E, L>(
                     load_partial(gate.as_ptr().add(full), rest),
                     load_partial(up.as_ptr().add(full), rest),
                 )
@@ -94,28 +130,9 @@ impl Rows<'_> {
     }
 }
 
-struct Silu<'a>(Rows<'a>);
-
-impl Operation for Silu<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        self.0.run(|gate: L| gate);
-    }
-}
-
-struct GeluTanh<'a>(Rows<'a>);
-
-impl Operation for GeluTanh<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        self.0.run(|gate: L| {
-            let cubic = gate.mul(gate).mul(L::splat(0.044_715));
-            let slope = L::splat(std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2);
-            gate.mul(slope).mul(cubic.add(L::splat(1.0)))
-        });
-    }
+#[inline(always)]
+fn act_mul<E: Exponent, L: Lanes>(gate: L, up: L) -> L {
+    let one = L::splat(1.0);
+    let negated = E::exponent(gate).mul(L::splat(-1.0));
+    gate.div(one.add(negated.exp())).mul(up)
 }
