@@ -16,6 +16,7 @@ import torch
 
 from framework import models, prompts
 from framework.daemon import Daemon
+from framework.frontend import new_request, ready_frontend
 from framework.reference import ReferenceModel
 from framework.server import Server
 
@@ -162,3 +163,22 @@ def test_logits_that_are_not_numbers_end_their_request_alone(
         assert answer.status_code == 500, answer.text
         assert "not numbers" in answer.text
     assert server.complete(PROMPT, **parameters)["token_ids"] == alone["token_ids"]
+
+
+def test_a_step_that_is_built_on_no_token_fails_nobody(daemon: Daemon, model: Path) -> None:
+    """The next step is sent before anybody knows that a row has no token."""
+    broken = [*PROMPT, models.NAN_TOKEN]
+    lens = [len(PROMPT), len(broken)]
+    with ready_frontend(daemon.endpoint, model) as frontend:
+        new = [new_request(0, PROMPT, [1]), new_request(1, broken, [2])]
+        first = frontend.exec(
+            new_requests=new,
+            handles=[0, 1],
+            num_computed_tokens=[0, 0],
+            num_scheduled_tokens=lens,
+        )
+        second = frontend.exec(handles=[0, 1], num_computed_tokens=lens)
+        errors = frontend.expect("StepResult", first)["row_errors"]
+        assert [error["row"] for error in errors] == [1]
+        tokens = frontend.expect("StepResult", second)["token_ids"]
+        assert tokens[0] >= 0

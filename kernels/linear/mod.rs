@@ -86,13 +86,13 @@ pub fn linear(x: &Array, weight: &Array, bias: Option<&Array>) -> Result<Array> 
 ///
 /// # Shapes
 /// - `weight`: `[vocab, dim]` float32, bfloat16 or float16
-/// - `ids`: `[n]` int32
+/// - `ids`: `[n]` int32; [`NO_TOKEN`](crate::NO_TOKEN) gives a row that nobody should read
 /// - result: `[n, dim]` float32, on a GPU dtype of `weight`
 ///
 /// # Errors
 /// [`KernelError::Shape`](crate::KernelError::Shape) and
 /// [`KernelError::Dtype`](crate::KernelError::Dtype) if the arguments do not fit together. On the CPU
-/// an id out of range fails the evaluation.
+/// any other id out of range fails the evaluation.
 pub fn rows(weight: &Array, ids: &Array) -> Result<Array> {
     let weight_type = FloatType::of(ROWS.kernel, "weight", weight)?;
     ROWS.ndim("weight", weight, 2, "[vocab, dim]")?;

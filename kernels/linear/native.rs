@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 
 use crate::{
+    NO_TOKEN,
     element::{Float, FloatType, with_float_type},
     node::{HostKernel, View},
     product::{Dense, Group, Product, Span, add_bias},
@@ -59,6 +60,10 @@ impl HostKernel for Rows {
         with_float_type!(self.weight, W => {
             let weight = inputs[1].as_slice::<W>();
             for (&id, row) in ids.iter().zip(rows.chunks_exact_mut(self.dim)) {
+                if id == NO_TOKEN {
+                    row.fill(0.0);
+                    continue;
+                }
                 let from = usize::try_from(id).ok().and_then(|id| {
                     weight.chunks_exact(self.dim).nth(id)
                 });

@@ -92,12 +92,12 @@ pub fn quantized_linear(
 ///
 /// # Shapes
 /// - `weight`: `[vocab, dim]`
-/// - `ids`: `[n]` int32
+/// - `ids`: `[n]` int32; [`NO_TOKEN`](crate::NO_TOKEN) gives a row that nobody should read
 /// - result: `[n, dim]` float32
 ///
 /// # Errors
-/// [`KernelError::Dtype`](crate::KernelError::Dtype) if `ids` is not int32. An id out of range
-/// fails the evaluation.
+/// [`KernelError::Dtype`](crate::KernelError::Dtype) if `ids` is not int32. On the CPU any other id
+/// out of range fails the evaluation.
 pub fn quantized_rows(weight: &QuantizedMatrix, ids: &Array) -> Result<Array> {
     ROWS.dtype("ids", ids, Dtype::Int32, "int32")?;
     ROWS.ndim("ids", ids, 1, "[n]")?;

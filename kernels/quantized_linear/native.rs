@@ -8,6 +8,7 @@ use super::{
     packed::{Packed, Shared, with_code},
 };
 use crate::{
+    NO_TOKEN,
     element::{FloatType, with_float_type},
     node::{HostKernel, View},
     pool,
@@ -120,7 +121,7 @@ impl HostKernel for QuantizedRows {
         assert!(rows.len() == ids.len() * dim);
         for &id in ids {
             assert!(
-                usize::try_from(id).is_ok_and(|id| id < self.matrix.outputs),
+                id == NO_TOKEN || usize::try_from(id).is_ok_and(|id| id < self.matrix.outputs),
                 "id {id} is not below {}",
                 self.matrix.outputs
             );
@@ -129,12 +130,12 @@ impl HostKernel for QuantizedRows {
             let weight = self.matrix.packed::<C>(&inputs[1..]);
             let rows = pool::Shared::new(rows);
             pool::for_each(ids.len(), ids.len() * dim, |index| {
-                vectorized(Row {
-                    weight,
-                    output: usize::try_from(ids[index]).expect("checked above"),
-                    // SAFETY: each task has its own row.
-                    to: unsafe { rows.part(index * dim, dim) },
-                });
+                // SAFETY: each task has its own row.
+                let to = unsafe { rows.part(index * dim, dim) };
+                match usize::try_from(ids[index]) {
+                    Ok(output) => vectorized(Row { weight, output, to }),
+                    Err(_) => to.fill(0.0),
+                }
             });
         });
     }

@@ -4,10 +4,11 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{
     LogprobsMode,
-    native::{NO_TOKEN, Scratch},
+    native::Scratch,
     params::{History, SampleBatch, SampleParams, Span},
     reference,
 };
+use crate::NO_TOKEN;
 
 /// One row with all it reads.
 #[derive(Clone, Debug)]

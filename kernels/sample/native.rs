@@ -14,12 +14,10 @@ use super::{
     scores::{Reported, ScoreRow, score_tokens},
 };
 use crate::{
+    NO_TOKEN,
     node::{HostKernel, View},
     pool::{self, Shared},
 };
-
-/// The token of a row from which none can be drawn.
-pub(super) const NO_TOKEN: i32 = -1;
 
 /// Passes over the vocabulary that a row costs, about, for the pool to judge the work.
 const PASSES: usize = 8;

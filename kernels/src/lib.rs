@@ -111,3 +111,7 @@ pub use upload::{download, upload};
 
 /// The slot of a token that is not written anywhere, as in vLLM.
 pub const PAD_SLOT: i32 = -1;
+
+/// The token of a row that has none. Its embedding is zeros on the CPU and some token's on a GPU: a step
+/// that is built on it before anybody knows is run, and nobody reads the row.
+pub const NO_TOKEN: i32 = -1;

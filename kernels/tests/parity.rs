@@ -28,8 +28,8 @@ mod rope_cases;
 mod rope_reference;
 
 use metal_rpc_kernels::{
-    PAD_SLOT, RopePairing, argmax, gather_slots, gelu_tanh_mul, linear, reshape_and_cache,
-    rms_norm, rope, scale, silu_mul, write_slots,
+    NO_TOKEN, PAD_SLOT, RopePairing, argmax, gather_slots, gelu_tanh_mul, linear,
+    reshape_and_cache, rms_norm, rope, rows, scale, silu_mul, write_slots,
 };
 use mlx_rs::{Array, Dtype};
 use support::{
@@ -280,6 +280,17 @@ fn gelu_tanh_mul_is_within_a_few_ulp_of_its_exponential() {
             );
         }
     }
+}
+
+/// A step that is built on a token that never was is run.
+#[test]
+fn rows_without_a_token_disturb_no_others() {
+    let weight = array(&Random::new(18).units(6), &[3, 2]);
+    let with = rows(&weight, &array_i32(&[2, NO_TOKEN, 0])).expect("fits");
+    let without = rows(&weight, &array_i32(&[2, 0])).expect("fits");
+    let (with, without) = (f32s(&with), f32s(&without));
+    assert_eq!([&with[..2], &with[4..]].concat(), without);
+    assert!(with[2..4].iter().all(|x| x.is_finite()));
 }
 
 #[test]

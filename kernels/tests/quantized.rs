@@ -10,7 +10,7 @@ mod reference;
 
 use cases::Case;
 use metal_rpc_kernels::{
-    KernelError, QuantizedFormat, QuantizedMatrix, quantized_linear, quantized_rows,
+    KernelError, NO_TOKEN, QuantizedFormat, QuantizedMatrix, quantized_linear, quantized_rows,
 };
 use mlx_rs::{Array, Dtype, ops};
 use support::{FLOATS, Random, array, array_i32, assert_close, bits, f32s, int, rounded};
@@ -309,6 +309,10 @@ fn parts_that_do_not_fit_are_refused() {
         error.to_string().contains("`x` must be [.., in]"),
         "{error}"
     );
+    // A step that is built on a token that never was is run.
+    let rows = quantized_rows(&matrix, &array_i32(&[NO_TOKEN])).expect("a node");
+    assert_eq!(rows.shape(), [1, 128]);
+    rows.eval().expect("a row that nobody reads");
     let rows = quantized_rows(&matrix, &array_i32(&[3])).expect("a node");
     let error = rows.eval().expect_err("three rows");
     assert!(
