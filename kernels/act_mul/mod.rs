@@ -12,7 +12,7 @@ use crate::{
     node::HostKernel,
 };
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Activation {
     Silu,
     GeluTanh,
