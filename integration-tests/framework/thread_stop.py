@@ -1,4 +1,4 @@
-"""Stops one thread of another process, as a hung driver would: a debugger attaches to it.
+"""Stops one thread of another process where it waits, as a hung driver would: a debugger attaches.
 
 Linux alone lets one thread be stopped while the others go on.
 """
@@ -7,7 +7,7 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ _INTERRUPT: Final = 0x4207
 _DETACH: Final = 17
 # Of waitpid: threads as well.
 _WALL: Final = 0x40000000
+_SLEEP_TIMEOUT_S: Final = 10.0
 _DEATH_TIMEOUT_S: Final = 60.0
 
 
@@ -29,6 +30,7 @@ def threads(pid: int, name: str) -> list[int]:
 @contextmanager
 def stopped(thread: int) -> Iterator[None]:
     """Stops a thread of a child process. What is done meanwhile has to end that process."""
+    _wait_for_sleep(thread)
     _ptrace(_SEIZE, thread)
     _ptrace(_INTERRUPT, thread)
     os.waitpid(thread, _WALL)
@@ -36,8 +38,24 @@ def stopped(thread: int) -> Iterator[None]:
         yield
         _wait_for_death(thread)
     except BaseException:
-        _ptrace(_DETACH, thread)
+        # It may have died all the same.
+        with suppress(ProcessLookupError):
+            _ptrace(_DETACH, thread)
         raise
+
+
+def _wait_for_sleep(thread: int) -> None:
+    """One that is not asleep may hold the lock of the socket through which others say goodbye."""
+    deadline = time.monotonic() + _SLEEP_TIMEOUT_S
+    while _state(thread) != "S":
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"thread {thread} does not wait for anything")
+        time.sleep(0.001)
+
+
+def _state(thread: int) -> str:
+    """One letter, behind the name, which may hold anything."""
+    return Path(f"/proc/{thread}/stat").read_text().rpartition(") ")[2][0]
 
 
 def _wait_for_death(thread: int) -> None:
