@@ -18,6 +18,7 @@ fn main() {
         .cpp(true)
         .std("c++20")
         .files([
+            "primitive/evaluation.cpp",
             "primitive/host_kernel.cpp",
             "primitive/memory.cpp",
             "primitive/gpu_kernel.cpp",
@@ -41,12 +42,14 @@ fn main() {
             "dialect/fiber.cpp",
             "primitive/upload_shared.cpp",
             "primitive/replay_none.cpp",
+            "primitive/gpu_end_none.cpp",
         ]);
     } else if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "macos") {
         build.files([
             "primitive/launch_metal.cpp",
             "primitive/upload_shared.cpp",
             "primitive/replay_none.cpp",
+            "primitive/gpu_end_metal.cpp",
         ]);
     } else {
         build.files([
@@ -54,6 +57,7 @@ fn main() {
             "primitive/compile_cuda.cpp",
             "primitive/upload_cuda.cpp",
             "primitive/replay_cuda.cpp",
+            "primitive/gpu_end_none.cpp",
             "primitive/cuda_driver.cpp",
             "primitive/early_start_cuda.cpp",
             "primitive/cuda_stream.cpp",

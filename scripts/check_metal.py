@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 CHECK = KERNELS / "dialect" / "check"
 MLX_METAL = "mlx-metal==0.32.2"
-CPP_SOURCES = ["primitive/launch_metal.cpp", "primitive/gpu_kernel.cpp"]
+CPP_SOURCES = [
+    "primitive/launch_metal.cpp",
+    "primitive/gpu_kernel.cpp",
+    "primitive/gpu_end_metal.cpp",
+    "primitive/evaluation.cpp",
+]
 
 # Wrong programs that must be refused: a check that accepts them checks nothing.
 WRONG_KERNELS = {

@@ -7,12 +7,11 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use metal_rpc_kernels::{self as kernels, KernelError};
+use metal_rpc_kernels::{self as kernels, Evaluation, KernelError};
 use metal_rpc_protocol::{
     ErrorCode, ErrorReply, Logprobs, PromptLogprobs, PromptTokenIdLogprobs, Reply, RowError, Scope,
     StepResult,
 };
-use mlx_rs::Array;
 
 use crate::engine::EngineMessage;
 use crate::limits::IDLE_BEAT_MS;
@@ -24,8 +23,10 @@ use crate::watchdog::Pulse;
 /// A submitted forward, the sampling of one that waited for its grammar, or steps that run nothing.
 #[derive(Debug)]
 pub struct Submitted {
-    /// Ready when the forward is done; absent if it is none.
-    pub done: Option<Array>,
+    /// What runs; absent if nothing does.
+    pub evaluation: Option<Evaluation>,
+    /// It is a forward.
+    pub is_forward: bool,
     /// The steps that end with it.
     pub replies: Vec<PendingReply>,
 }
@@ -67,7 +68,7 @@ pub fn run(submitted: &Receiver<Submitted>, engine: &SyncSender<EngineMessage>, 
 
 /// Waits for a forward and answers its steps.
 pub fn answer_all(forward: Submitted, engine: &SyncSender<EngineMessage>) {
-    let done = forward.done.as_ref().map_or(Ok(()), kernels::wait);
+    let done = forward.evaluation.map_or(Ok(()), Evaluation::wait);
     let failed = done.err().map(|error| Failure::of(&error));
     let sessions = forward.replies.iter().map(|reply| reply.session).collect();
     let answers: Vec<_> = forward
@@ -87,7 +88,7 @@ pub fn answer_all(forward: Submitted, engine: &SyncSender<EngineMessage>) {
     // engine is gone and what it submitted is still answered.
     let _ = engine.send(EngineMessage::Completed {
         sessions,
-        was_forward: forward.done.is_some(),
+        was_forward: forward.is_forward,
         has_failed: failed.is_some(),
     });
     for (outbox, seq, result) in answers {
@@ -114,6 +115,10 @@ impl Failure {
 }
 
 fn answer(outbox: &Outbox, seq: u64, result: Result<StepResult, Failure>) {
+    if outbox.is_closed() {
+        // Built upon a step of its session that has failed since.
+        return;
+    }
     match result {
         Ok(result) => outbox.send(seq, Reply::StepResult(result)),
         Err(Failure { code, message }) => {

@@ -1,9 +1,9 @@
 //! What a draw depends on, and what it does not: seeds, batches, histories, broken logits.
 
-use metal_rpc_kernels::{self as kernels, KernelError};
+use metal_rpc_kernels::{self as kernels, KernelError, eval};
 use metal_rpc_protocol::SamplingParams;
 use metald::sampler::{LogprobsMode, SampleRow, sample};
-use mlx_rs::{Array, transforms::eval};
+use mlx_rs::Array;
 
 const MODE: LogprobsMode = LogprobsMode::RawLogprobs;
 

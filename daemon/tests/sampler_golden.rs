@@ -2,12 +2,12 @@
 //!
 //! The golden is made by `golden/make_sampler_golden.py`.
 
-use metal_rpc_kernels as kernels;
+use metal_rpc_kernels::{self as kernels, eval};
 use metal_rpc_protocol::SamplingParams;
 use metald::sampler::{
     LogprobsMode, SampleRow, Sampled, prompt_logprobs, prompt_token_scores, sample,
 };
-use mlx_rs::{Array, transforms::eval};
+use mlx_rs::Array;
 use safetensors::SafeTensors;
 use serde_json::Value;
 

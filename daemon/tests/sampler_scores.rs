@@ -1,9 +1,9 @@
 //! What is told about the tokens beside them: padding, ranks, and what the scores are of.
 
-use metal_rpc_kernels as kernels;
+use metal_rpc_kernels::{self as kernels, eval};
 use metal_rpc_protocol::SamplingParams;
 use metald::sampler::{LogprobsMode, SampleRow, sample};
-use mlx_rs::{Array, transforms::eval};
+use mlx_rs::Array;
 
 fn row(params: &SamplingParams) -> SampleRow<'_> {
     SampleRow {

@@ -6,8 +6,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use metal_rpc_kernels::{dispatch, expert_linear, linear};
-use mlx_rs::{Array, Dtype, ops::ones_dtype, transforms::eval};
+use metal_rpc_kernels::{dispatch, eval, expert_linear, linear};
+use mlx_rs::{Array, Dtype, ops::ones_dtype};
 use rayon::prelude::*;
 
 /// `(experts, experts per token, hidden, intermediate)`, after Qwen3-30B-A3B and Mixtral, the

@@ -6,11 +6,10 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use metal_rpc_kernels::{QuantizedFormat, QuantizedMatrix, linear, quantized_linear};
+use metal_rpc_kernels::{QuantizedFormat, QuantizedMatrix, eval, linear, quantized_linear};
 use mlx_rs::{
     Array, Dtype,
     ops::{ones_dtype, zeros_dtype},
-    transforms::eval,
 };
 use rayon::prelude::*;
 

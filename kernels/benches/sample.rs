@@ -4,8 +4,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use metal_rpc_kernels::{History, LogprobsMode, SampleBatch, SampleParams, sample};
-use mlx_rs::{Array, transforms::eval};
+use metal_rpc_kernels::{History, LogprobsMode, SampleBatch, SampleParams, eval, sample};
+use mlx_rs::Array;
 
 const ROWS: i32 = 64;
 

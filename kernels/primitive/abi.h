@@ -105,6 +105,7 @@ const char* metal_rpc_new_recording(void** result, size_t num_numbers, mlx_strea
 void metal_rpc_free_recording(void* recording);
 const char* metal_rpc_recording_numbers(mlx_array* result, void* recording);
 const char* metal_rpc_record(
+    void** evaluation,
     bool* is_complete,
     void* recording,
     const int* values,
@@ -113,6 +114,7 @@ const char* metal_rpc_record(
     mlx_array* results,
     size_t num_results);
 const char* metal_rpc_replay(
+    void** evaluation,
     void* recording,
     const int* values,
     mlx_array* results,
@@ -132,9 +134,11 @@ const char* metal_rpc_host_array(
     mlx_dtype dtype);
 const char* metal_rpc_to_device(mlx_array* result, mlx_array array);
 const char* metal_rpc_address(size_t* result, mlx_array array);
-const char* metal_rpc_reader(mlx_array* result, mlx_array array);
-const char* metal_rpc_is_available(bool* result, mlx_array array);
 const char* metal_rpc_wait(mlx_array array);
+// An Evaluation: see evaluation.h.
+const char* metal_rpc_start(void** evaluation, const mlx_array* outputs, size_t num_outputs);
+const char* metal_rpc_wait_for(void* evaluation);
+void metal_rpc_free_evaluation(void* evaluation);
 const char* metal_rpc_data(metal_rpc_view* result, mlx_array array);
 
 } // extern "C"

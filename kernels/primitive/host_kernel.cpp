@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "evaluation.h"
 #include "guard.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/c/private/array.h"
@@ -63,6 +64,7 @@ class HostKernel : public mx::Primitive {
     if (listener != nullptr) {
       listener->scheduled(call_, inputs, outputs);
     }
+    note_host_work(stream());
     encoder.dispatch([call = call_, in = std::move(in), out = std::move(out)]() mutable {
       (*call)(in, out);
     });
@@ -118,6 +120,9 @@ mx::array in_row_order(const mx::array& array, mx::Stream stream) {
 void HostCall::operator()(
     const std::vector<metal_rpc_view>& inputs,
     std::vector<metal_rpc_view>& outputs) const {
+  if (has_failed()) {
+    return;
+  }
   char error[512] = "";
   if (!run(
           params.get(),
@@ -127,7 +132,7 @@ void HostCall::operator()(
           outputs.size(),
           error,
           sizeof(error))) {
-    throw std::runtime_error(std::string(name) + ": " + error);
+    note_failure(std::string(name) + ": " + error);
   }
 }
 

@@ -18,7 +18,7 @@ struct HostCall {
   std::unique_ptr<std::byte[]> params;
   bool is_repeatable;
 
-  // MLX's scheduler reports what this throws to whoever waits for the result.
+  // A failure is that of the Evaluation, of which nothing runs any more.
   void operator()(
       const std::vector<metal_rpc_view>& inputs,
       std::vector<metal_rpc_view>& outputs) const;

@@ -130,22 +130,6 @@ extern "C" const char* metal_rpc_to_device(mlx_array* result, mlx_array handle) 
   });
 }
 
-// A second description of the same buffer, with its own copy of the event to wait for: the engine's
-// thread and the reader's then share nothing but the buffer and the event, both made for that.
-extern "C" const char* metal_rpc_reader(mlx_array* result, mlx_array handle) {
-  return guard([&] {
-    auto& array = mlx_array_get_(handle);
-    if (array.status() == mx::array::Status::unscheduled) {
-      throw std::invalid_argument("array is not scheduled; call async_eval first");
-    }
-    mx::array reader(array.shape(), array.dtype(), nullptr, {});
-    reader.copy_shared_buffer(array);
-    reader.attach_event(array.event());
-    reader.set_status(array.status());
-    mlx_array_set_(*result, std::move(reader));
-  });
-}
-
 extern "C" const char* metal_rpc_part(
     mlx_array* result,
     mlx_array handle,
@@ -167,10 +151,6 @@ extern "C" const char* metal_rpc_part(
     part.set_status(array.status());
     mlx_array_set_(*result, std::move(part));
   });
-}
-
-extern "C" const char* metal_rpc_is_available(bool* result, mlx_array handle) {
-  return guard([&] { *result = mlx_array_get_(handle).is_available(); });
 }
 
 extern "C" const char* metal_rpc_wait(mlx_array handle) {

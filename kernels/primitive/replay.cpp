@@ -13,10 +13,11 @@ metal_rpc::Recording& recording_of(void* handle) {
   return *static_cast<metal_rpc::Recording*>(handle);
 }
 
-void set_results(mlx_array* results, std::vector<mlx::core::array> arrays) {
-  for (size_t i = 0; i < arrays.size(); i++) {
-    mlx_array_set_(results[i], std::move(arrays[i]));
+void set(void** evaluation, mlx_array* results, metal_rpc::Begun begun) {
+  for (size_t i = 0; i < begun.results.size(); i++) {
+    mlx_array_set_(results[i], std::move(begun.results[i]));
   }
+  *evaluation = new metal_rpc::Evaluation(std::move(begun.evaluation));
 }
 
 } // namespace
@@ -50,6 +51,7 @@ extern "C" const char* metal_rpc_recording_numbers(mlx_array* result, void* reco
 }
 
 extern "C" const char* metal_rpc_record(
+    void** evaluation,
     bool* is_complete,
     void* recording,
     const int* values,
@@ -62,17 +64,19 @@ extern "C" const char* metal_rpc_record(
     for (size_t i = 0; i < num_outputs; i++) {
       arrays.push_back(mlx_array_get_(outputs[i]));
     }
-    set_results(results, recording_of(recording).record(values, arrays, num_results));
+    auto begun = recording_of(recording).record(values, arrays, num_results);
     *is_complete = recording_of(recording).is_complete();
+    set(evaluation, results, std::move(begun));
   });
 }
 
 extern "C" const char* metal_rpc_replay(
+    void** evaluation,
     void* recording,
     const int* values,
     mlx_array* results,
     size_t) {
-  return guard([&] { set_results(results, recording_of(recording).replay(values)); });
+  return guard([&] { set(evaluation, results, recording_of(recording).replay(values)); });
 }
 
 extern "C" const char* metal_rpc_rehearse(mlx_stream stream) {

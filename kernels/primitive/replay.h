@@ -4,10 +4,17 @@
 #include <memory>
 #include <vector>
 
+#include "evaluation.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
 
 namespace metal_rpc {
+
+// A run that has begun. Its results are int32 arrays in memory of the host.
+struct Begun {
+  std::vector<mlx::core::array> results;
+  Evaluation evaluation;
+};
 
 // One recording. Only the thread of its stream may touch it.
 class Recording {
@@ -17,9 +24,9 @@ class Recording {
   // What recorded launches read the numbers of a run from: `[n]` int32.
   virtual mlx::core::array numbers() const = 0;
 
-  // Evaluates `outputs`, records how, and runs it with `values`. Returns the first `num_results` of
-  // them, int32 arrays, in memory of the host.
-  virtual std::vector<mlx::core::array> record(
+  // Evaluates `outputs`, records how, and runs it with `values`. The first `num_results` of them are
+  // its results.
+  virtual Begun record(
       const int* values,
       const std::vector<mlx::core::array>& outputs,
       size_t num_results) = 0;
@@ -28,7 +35,7 @@ class Recording {
   virtual bool is_complete() const = 0;
 
   // Runs it with other values.
-  virtual std::vector<mlx::core::array> replay(const int* values) = 0;
+  virtual Begun replay(const int* values) = 0;
 };
 
 // A recording for runs that are told `num_numbers` numbers; none where nothing can be recorded.

@@ -14,7 +14,6 @@
 #include "early_start_cuda.h"
 #include "mlx/primitives.h"
 #include "mlx/stream.h"
-#include "mlx/transforms.h"
 #include "upload.h"
 
 namespace mx = mlx::core;
@@ -69,7 +68,7 @@ class CudaRecording : public Recording {
     return executable_ != nullptr;
   }
 
-  std::vector<mx::array> record(
+  Begun record(
       const int* values,
       const std::vector<mx::array>& outputs,
       size_t num_results) override {
@@ -84,20 +83,18 @@ class CudaRecording : public Recording {
     is_open_ = true;
     encoder.commit_at_the_end();
     try {
-      mx::async_eval(run);
+      return {run, Evaluation(run)};
     } catch (...) {
       if (is_open_) {
         destroy("cuGraphDestroy", end_capture());
       }
       throw;
     }
-    return run;
   }
 
-  std::vector<mx::array> replay(const int* values) override {
+  Begun replay(const int* values) override {
     auto run = node({*pinned_array(values, numbers_.shape())});
-    mx::async_eval(run);
-    return run;
+    return {run, Evaluation(run)};
   }
 
   // Called by the node, when everything that it depends on was launched.

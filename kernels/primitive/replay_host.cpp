@@ -14,9 +14,9 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "evaluation.h"
 #include "host_kernel.h"
 #include "mlx/backend/cpu/encoder.h"
-#include "mlx/transforms.h"
 #include "replay.h"
 
 namespace mx = mlx::core;
@@ -268,6 +268,7 @@ class Run : public mx::Primitive {
       results.push_back({output.data<char>(), output.nbytes()});
     }
     auto& encoder = mx::cpu::get_command_encoder(stream());
+    note_host_work(stream());
     encoder.dispatch([program = program_,
                       arena = arena_,
                       numbers = numbers_,
@@ -306,23 +307,23 @@ class HostRecording : public Recording {
     return program_ != nullptr;
   }
 
-  Arrays record(const int* values, const Arrays& outputs, size_t num_results) override {
+  Begun record(const int* values, const Arrays& outputs, size_t num_results) override {
     // Nothing runs that reads them.
     std::memcpy(numbers_.data<int>(), values, numbers_.nbytes());
-    const Arrays results(outputs.begin(), outputs.begin() + num_results);
+    Arrays results(outputs.begin(), outputs.begin() + num_results);
     const OtherNodes others(outputs);
     Recorder recorder;
-    mx::async_eval(outputs);
+    Evaluation evaluation(outputs);
     if (recorder.is_repeatable() && others.are_views()) {
       program_ = recorder.program(results);
       for (auto& result : results) {
         shapes_.push_back(result.shape());
       }
     }
-    return results;
+    return {std::move(results), std::move(evaluation)};
   }
 
-  Arrays replay(const int* values) override {
+  Begun replay(const int* values) override {
     auto run = std::make_shared<Run>(
         stream_,
         program_,
@@ -331,8 +332,7 @@ class HostRecording : public Recording {
         std::vector<int>(values, values + numbers_.size()));
     auto results =
         mx::array::make_arrays(shapes_, std::vector(shapes_.size(), mx::int32), run, {});
-    mx::async_eval(results);
-    return results;
+    return {results, Evaluation(results)};
   }
 
  private:

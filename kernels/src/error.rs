@@ -5,7 +5,7 @@ use mlx_rs::{Dtype, error::Exception};
 /// Why a kernel refused its arguments, or why MLX refused the kernel.
 ///
 /// Shapes and dtypes are checked before anything is added to MLX's graph. What only the values
-/// can tell (a slot out of range) shows when the result is evaluated or waited for.
+/// can tell (a slot out of range) shows when the [`Evaluation`](crate::Evaluation) is waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// An argument's shape does not fit the kernel's contract.

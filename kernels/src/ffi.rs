@@ -6,14 +6,16 @@
 //! - here: nodes of the graph
 //! - `arrays`: arrays of other memory, and parts of arrays
 //! - `recording`: launches that are run again
+//! - `evaluation`: what became of it all
 
 mod arrays;
+mod evaluation;
 mod recording;
 
 pub(crate) use arrays::{
-    address, data, host_array, is_available, part, pinned_array, reader, reserve, to_device,
-    upload, wait,
+    address, data, host_array, part, pinned_array, reserve, to_device, upload, wait,
 };
+pub(crate) use evaluation::RawEvaluation;
 pub(crate) use recording::{RawRecording, rehearse};
 
 use std::ffi::{CStr, c_char, c_int, c_void};

@@ -15,6 +15,7 @@
 //! | `check`, `error` | what every function checks, and says when it fails |
 //! | `footprint` | memory of this process, as the system counts it |
 //! | `memory` | reserved pools, and reading results from other threads |
+//! | `evaluation` | starting to compute, and whether what was computed is whole |
 //! | `scratch` | memory that kernels compute in |
 //! | `replay` | a step's kernels, recorded and run again |
 //! | `delay` | a node that takes time, to measure what surrounds a model |
@@ -32,6 +33,7 @@ mod delay;
 mod dot;
 mod element;
 mod error;
+mod evaluation;
 mod exit;
 mod ffi;
 mod footprint;
@@ -85,14 +87,12 @@ pub use argmax::argmax;
 pub use delay::delay;
 pub use dispatch::{Dispatched, ExpertGroups, combine, dispatch};
 pub use error::{KernelError, Result, is_out_of_memory};
+pub use evaluation::{Evaluation, eval, start};
 pub use exit::exit_now;
 pub use expert_linear::{expert_linear, quantized_expert_linear};
 pub use footprint::footprint_bytes;
 pub use linear::{linear, rows};
-pub use memory::{
-    data_ptr, filled, gpu_memory_bytes, is_available, part, reader, reserve, to_vec_f32,
-    to_vec_i32, wait,
-};
+pub use memory::{data_ptr, filled, gpu_memory_bytes, part, reserve, to_vec_f32, to_vec_i32};
 pub use paged_attention::{AttentionMetadata, AttentionParams, paged_attention};
 pub use quantized_linear::{QuantizedFormat, QuantizedMatrix, quantized_linear, quantized_rows};
 pub use replay::{Recording, RecordingKind, recording_kind, rehearse};

@@ -51,28 +51,6 @@ pub fn gpu_memory_bytes() -> Result<Option<u64>> {
     Ok((size_bytes > 0).then_some(size_bytes as u64))
 }
 
-/// A second handle of a scheduled array, for [`wait`] and [`to_vec_i32`] on another thread.
-///
-/// MLX's handles of one array share state without a lock, so the thread that builds the next step
-/// on an array must not share its handle with one that waits for it. This handle shares the memory
-/// alone.
-///
-/// # Errors
-/// [`KernelError::Mlx`] if `array` was not given to `async_eval` or `eval` before.
-#[track_caller]
-pub fn reader(array: &Array) -> Result<Array> {
-    ffi::reader(array)
-}
-
-/// Whether `array` is computed. Never blocks, never evaluates.
-///
-/// # Errors
-/// [`KernelError::Mlx`] if its computation failed.
-#[track_caller]
-pub fn is_available(array: &Array) -> Result<bool> {
-    ffi::is_available(array)
-}
-
 /// Elements of a scheduled `array` in row order, from the element `first` on, without a node.
 ///
 /// # Errors
@@ -81,16 +59,6 @@ pub fn is_available(array: &Array) -> Result<bool> {
 #[track_caller]
 pub fn part(array: &Array, first: usize, shape: &[i32]) -> Result<Array> {
     ffi::part(array, first, shape)
-}
-
-/// Blocks until a scheduled `array` is computed, without touching any stream.
-///
-/// # Errors
-/// [`KernelError::Mlx`] if `array` was not given to `async_eval` or `eval` before, or if its
-/// computation failed.
-#[track_caller]
-pub fn wait(array: &Array) -> Result<()> {
-    ffi::wait(array)
 }
 
 /// What tells the memory of a scheduled array from others': two arrays that share it have the same.
@@ -106,7 +74,8 @@ pub fn data_ptr(array: &Array) -> Result<usize> {
 ///
 /// # Errors
 /// [`KernelError::Dtype`] if it is not int32, [`KernelError::NoMemory`] if there is none for the copy,
-/// and [`KernelError::Mlx`] as [`wait`] or if it is not in row order.
+/// and [`KernelError::Mlx`] if it was not given to `async_eval` or `eval` before, if MLX could not
+/// compute it (an [`Evaluation`](crate::Evaluation) knows more), or if it is not in row order.
 #[track_caller]
 pub fn to_vec_i32(array: &Array) -> Result<Vec<i32>> {
     to_vec("to_vec_i32", array, Dtype::Int32, "int32")

@@ -61,8 +61,8 @@ pub(crate) trait HostKernel: Copy + Send + 'static {
     /// The same inputs always give the same outputs: a recording may hold it.
     const IS_REPEATABLE: bool = true;
 
-    /// Computes `outputs` from `inputs`, on the stream's thread. Panics become errors of whoever
-    /// waits for the result.
+    /// Computes `outputs` from `inputs`, on the stream's thread. A panic becomes the error of the
+    /// [`Evaluation`](crate::Evaluation).
     fn run(&self, inputs: &[View<'_>], outputs: &mut [View<'_>]);
 
     /// Adds this kernel to the graph on the calling thread's default stream.

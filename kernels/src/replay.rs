@@ -11,7 +11,7 @@
 
 use mlx_rs::Array;
 
-use crate::{error::Result, ffi, ffi::RawRecording};
+use crate::{error::Result, evaluation::Evaluation, ffi, ffi::RawRecording};
 
 /// Room for the launches of one step. It stays on the thread that made it.
 #[derive(Debug)]
@@ -49,8 +49,8 @@ impl Recording {
 
     /// Evaluates `outputs` with `values` as the numbers, and records how, if it can: on a GPU there
     /// has to be memory at hand for it (see [`rehearse`]), and on the CPU all nodes have to be kernels
-    /// of this crate, or views. Returns the first `num_results` of them, in memory of the host; they
-    /// are scheduled.
+    /// of this crate, or views. Returns the first `num_results` of them, in memory of the host, and
+    /// when they are computed.
     ///
     /// Everything that the step computes has to be among `outputs` or on the way to them.
     ///
@@ -68,12 +68,13 @@ impl Recording {
         values: &[i32],
         outputs: &[&Array],
         num_results: usize,
-    ) -> Result<Vec<Array>> {
+    ) -> Result<(Vec<Array>, Evaluation)> {
         assert_eq!(values.len(), self.num_numbers);
         // SAFETY: just checked.
-        let (results, is_complete) = unsafe { self.raw.record(values, outputs, num_results)? };
+        let (begun, is_complete) = unsafe { self.raw.record(values, outputs, num_results)? };
         self.is_complete = is_complete;
-        Ok(results)
+        let (results, evaluation) = begun;
+        Ok((results, Evaluation(evaluation)))
     }
 
     /// Whether it can be run.
@@ -90,11 +91,12 @@ impl Recording {
     ///
     /// # Panics
     /// If `values` are too many or too few, or nothing was recorded.
-    pub fn replay(&self, values: &[i32]) -> Result<Vec<Array>> {
+    pub fn replay(&self, values: &[i32]) -> Result<(Vec<Array>, Evaluation)> {
         assert!(self.is_complete);
         assert_eq!(values.len(), self.num_numbers);
         // SAFETY: just checked.
-        unsafe { self.raw.replay(values) }
+        let (results, evaluation) = unsafe { self.raw.replay(values)? };
+        Ok((results, Evaluation(evaluation)))
     }
 }
 

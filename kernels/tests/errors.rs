@@ -3,7 +3,7 @@
 mod support;
 
 use metal_rpc_kernels::{
-    AttentionMetadata, AttentionParams, KernelError, LogprobsMode, RopePairing, argmax,
+    AttentionMetadata, AttentionParams, KernelError, LogprobsMode, RopePairing, argmax, eval,
     gather_slots, gelu_tanh_mul, linear, paged_attention, reserve, reshape_and_cache, rms_norm,
     rope, scale, score_token_ids, silu_mul, write_slots,
 };
@@ -80,10 +80,8 @@ fn caches() -> (Array, Array) {
 #[test]
 fn a_slot_out_of_range_is_an_error_of_the_result() {
     let mut table = array_i32(&[1, 2, 3]);
-    let error = gather_slots(&table, &array_i32(&[0, 3]))
-        .expect("fits")
-        .eval();
-    let message = error.expect_err("out of range").to_string();
+    let gathered = gather_slots(&table, &array_i32(&[0, 3])).expect("fits");
+    let message = eval([&gathered]).expect_err("out of range").to_string();
     assert!(
         message.contains("slot 3 is not in a table of 3"),
         "{message}"
@@ -94,12 +92,12 @@ fn a_slot_out_of_range_is_an_error_of_the_result() {
         [3]
     );
     write_slots(&mut table, &array_i32(&[5]), &array_i32(&[-2])).expect("fits");
-    assert!(table.eval().is_err());
+    assert!(eval([&table]).is_err());
 
     let (mut keys, mut values) = caches();
     let row = ones(&[1, 2, 16]);
     reshape_and_cache(&row, &row, &mut keys, &mut values, &array_i32(&[32])).expect("fits");
-    assert!(keys.eval().is_err());
+    assert!(eval([&keys]).is_err());
 }
 
 #[test]
@@ -149,7 +147,7 @@ fn metadata_that_contradicts_itself_is_an_error_of_the_result() {
     let query = ones(&[2, 4, 16]);
     let run = |metadata: &AttentionMetadata| {
         let out = paged_attention(&query, &keys, &values, metadata, &PARAMS);
-        out.expect("the shapes fit").eval()
+        eval([&out.expect("the shapes fit")])
     };
     assert!(run(&metadata(3, 2, 9)).is_ok());
     for (block, query_len, seq_len) in [

@@ -17,7 +17,7 @@ mod route_reference;
 
 use metal_rpc_kernels::{
     Dispatched, GroupRank, KernelError, QuantizedFormat, QuantizedMatrix, RouteGroups, RouteParams,
-    RouteScores, Routes, combine, dispatch, expert_linear, linear, quantized_expert_linear,
+    RouteScores, Routes, combine, dispatch, eval, expert_linear, linear, quantized_expert_linear,
     quantized_linear, route,
 };
 use mlx_rs::{Array, Dtype, ops::indexing::IndexOp};
@@ -367,7 +367,7 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(uneven, Err(KernelError::Value { .. })));
     // Values show when the result is evaluated, and the stream goes on.
     let stray = dispatch(&x, &Array::from_slice(&[0, 3], &[2, 1]), 3).expect("fits");
-    let message = stray.rows.eval().expect_err("out of range").to_string();
+    let message = eval([&stray.rows]).expect_err("out of range").to_string();
     assert!(message.contains("expert 3 is not one of 3"), "{message}");
     assert_eq!(f32s(&rows), [1.0; 8]);
 }

@@ -12,10 +12,10 @@ mod rope_and_cache_cases;
 mod rope_and_cache_reference;
 
 use metal_rpc_kernels::{
-    PAD_SLOT, QkNorm, QkvParams, RopePairing, RopeParams, add_rms_norm, data_ptr,
+    PAD_SLOT, QkNorm, QkvParams, RopePairing, RopeParams, add_rms_norm, data_ptr, eval,
     reshape_and_cache, rms_norm, rope, rope_and_cache,
 };
-use mlx_rs::{Array, Dtype, transforms::eval};
+use mlx_rs::{Array, Dtype};
 use rope_and_cache_cases::Case;
 use rope_and_cache_reference::Heads;
 use support::{FLOATS, Random, array, array_i32, assert_close, bits, f32s, int, rounded};

@@ -5,10 +5,10 @@ mod support;
 use std::fs;
 
 use metal_rpc_kernels::{
-    AttentionMetadata, AttentionParams, data_ptr, gather_slots, paged_attention, reserve,
-    reshape_and_cache, write_slots,
+    AttentionMetadata, AttentionParams, data_ptr, eval, gather_slots, paged_attention, reserve,
+    reshape_and_cache, start, write_slots,
 };
-use mlx_rs::{Array, Dtype, transforms::async_eval};
+use mlx_rs::{Array, Dtype};
 use support::{Random, array, array_i32, f32s, i32s};
 
 /// Resident memory of this process, in bytes.
@@ -47,10 +47,9 @@ fn a_pipelined_cache_keeps_its_memory() {
         let row = array(&random.units(8 * 128), &[1, 8, 128]);
         let slot = array_i32(&[step * 1000]);
         reshape_and_cache(&row, &row, &mut key_cache, &mut value_cache, &slot).expect("fits");
-        async_eval([&key_cache, &value_cache]).expect("submits");
+        start([&key_cache, &value_cache]).expect("starts");
     }
-    key_cache.eval().expect("runs");
-    value_cache.eval().expect("runs");
+    eval([&key_cache, &value_cache]).expect("runs");
     assert_eq!(data_ptr(&key_cache).expect("has memory"), pointers[0]);
     assert_eq!(data_ptr(&value_cache).expect("has memory"), pointers[1]);
     for (keys, values) in &versions {
@@ -78,7 +77,7 @@ fn a_step_is_built_on_tokens_that_are_not_computed_yet() {
             .remainder(Array::from_int(1009))
             .expect("int32");
         write_slots(&mut table, &next, &array_i32(&[step])).expect("fits");
-        async_eval([&table]).expect("submits");
+        start([&table]).expect("starts");
         last = table.clone();
     }
     let tokens = i32s(&last);

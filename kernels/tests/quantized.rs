@@ -10,7 +10,7 @@ mod reference;
 
 use cases::Case;
 use metal_rpc_kernels::{
-    KernelError, NO_TOKEN, QuantizedFormat, QuantizedMatrix, quantized_linear, quantized_rows,
+    KernelError, NO_TOKEN, QuantizedFormat, QuantizedMatrix, eval, quantized_linear, quantized_rows,
 };
 use mlx_rs::{Array, Dtype, ops};
 use support::{FLOATS, Random, array, array_i32, assert_close, bits, f32s, int, rounded};
@@ -312,12 +312,8 @@ fn parts_that_do_not_fit_are_refused() {
     // A step that is built on a token that never was is run.
     let rows = quantized_rows(&matrix, &array_i32(&[NO_TOKEN])).expect("a node");
     assert_eq!(rows.shape(), [1, 128]);
-    rows.eval().expect("a row that nobody reads");
+    eval([&rows]).expect("a row that nobody reads");
     let rows = quantized_rows(&matrix, &array_i32(&[3])).expect("a node");
-    let error = rows.eval().expect_err("three rows");
-    assert!(
-        error.what().contains("id 3 is not below 3"),
-        "{}",
-        error.what()
-    );
+    let error = eval([&rows]).expect_err("three rows").to_string();
+    assert!(error.contains("id 3 is not below 3"), "{error}");
 }

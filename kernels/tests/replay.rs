@@ -5,10 +5,11 @@ mod support;
 use std::time::Instant;
 
 use metal_rpc_kernels::{
-    Recording, RecordingKind, add_rms_norm, argmax, delay, gather_slots, linear, part,
-    recording_kind, rehearse, reserve, rms_norm, rows, silu_mul, to_vec_i32, upload, write_slots,
+    Recording, RecordingKind, add_rms_norm, argmax, delay, eval, gather_slots, linear, part,
+    recording_kind, rehearse, reserve, rms_norm, rows, silu_mul, start, to_vec_i32, upload,
+    write_slots,
 };
-use mlx_rs::{Array, Dtype, transforms::async_eval};
+use mlx_rs::{Array, Dtype};
 use support::{Random, array, array_i32, f32s, i32s, int};
 
 const ROWS: usize = 5;
@@ -65,35 +66,34 @@ fn a_recording_does_with_other_numbers_what_it_was_recorded_for() {
         for (row, next) in next.iter().enumerate() {
             expected[place(ROWS + row)] = *next;
         }
-        let tokens = if run < 2 {
+        let (tokens, evaluation) = if run < 2 {
             let numbers = upload(&values, &[int(NUMBERS)]).expect("fits");
             let outputs = outputs(&mut table, &numbers);
             rehearse().expect("MLX has its stream");
-            async_eval(&outputs).expect("submits");
-            outputs[0].clone()
+            let evaluation = start(&outputs).expect("starts");
+            (outputs, evaluation)
         } else if recording.is_complete() {
-            recording.replay(&values).expect("runs").remove(0)
+            recording.replay(&values).expect("runs")
         } else {
             let outputs = outputs(&mut table, recording.numbers());
             let outputs: Vec<&Array> = outputs.iter().collect();
-            recording
-                .record(&values, &outputs, 1)
-                .expect("records")
-                .remove(0)
+            recording.record(&values, &outputs, 1).expect("records")
         };
         // Nobody waits: several runs are on their way.
-        results.push((tokens, next));
+        results.push((tokens, evaluation, next));
         if run % 7 == 3 {
             // What is evaluated in between does not disturb.
             let x = array(&random.units(64), &[2, 32]);
-            async_eval([&silu_mul(&x).expect("fits")]).expect("submits");
+            let gated = silu_mul(&x).expect("fits");
+            start([&gated]).expect("starts");
         }
     }
     assert!(recording.is_complete());
-    for (tokens, next) in &results {
-        assert_eq!(to_vec_i32(tokens).expect("reads"), *next);
+    for (tokens, evaluation, next) in results {
+        evaluation.wait().expect("runs");
+        assert_eq!(to_vec_i32(&tokens[0]).expect("reads"), next);
     }
-    table.eval().expect("runs");
+    eval([&table]).expect("runs");
     assert_eq!(to_vec_i32(&table).expect("reads"), expected);
 }
 
@@ -147,23 +147,26 @@ fn record_layers(num_rows: usize) {
         let numbers = upload(&values, &[int(num_rows)]).expect("fits");
         let alone = layers(&numbers, &weights);
         rehearse().expect("MLX has its stream");
-        async_eval([&alone]).expect("submits");
+        start([&alone]).expect("starts");
         if run < 2 {
             continue;
         }
-        let result = if recording.is_complete() {
-            recording.replay(&values).expect("runs").remove(0)
+        let begun = if recording.is_complete() {
+            recording.replay(&values).expect("runs")
         } else {
             let tokens = layers(recording.numbers(), &weights);
-            let results = recording.record(&values, &[&tokens], 1);
-            results.expect("records").remove(0)
+            let begun = recording.record(&values, &[&tokens], 1);
+            begun.expect("records")
         };
-        results.push((result, alone));
+        results.push((begun, alone));
     }
     assert!(recording.is_complete());
     let results: Vec<_> = results
-        .iter()
-        .map(|(result, alone)| (to_vec_i32(result).expect("reads"), i32s(alone)))
+        .into_iter()
+        .map(|((results, evaluation), alone)| {
+            evaluation.wait().expect("runs");
+            (to_vec_i32(&results[0]).expect("reads"), i32s(&alone))
+        })
         .collect();
     assert!(results.iter().any(|(result, _)| *result != results[0].0));
     for (result, alone) in &results {
@@ -188,7 +191,8 @@ fn what_cannot_be_recorded_has_its_result() {
     };
     let values: Vec<i32> = (0..int(WIDTH)).collect();
     let recorded = outputs(recording.numbers());
-    let results = recording.record(&values, &[&recorded], 1).expect("records");
+    let (results, evaluation) = recording.record(&values, &[&recorded], 1).expect("records");
+    evaluation.wait().expect("runs");
     assert!(!recording.is_complete());
     let alone = i32s(&outputs(&upload(&values, &[int(WIDTH)]).expect("fits")));
     assert!(alone.iter().any(|v| *v != alone[0]), "{alone:?}");
@@ -215,7 +219,7 @@ fn a_part_is_a_place_in_the_same_memory() {
     let middle = part(&whole, 6, &[3, 4]).expect("is there");
     assert_eq!(middle.shape(), [3, 4]);
     let sum = middle.sum_axes(&[1], false).expect("sums");
-    sum.eval().expect("runs");
+    eval([&sum]).expect("runs");
     assert_eq!(to_vec_i32(&sum).expect("reads"), [30, 46, 62]);
     part(&whole, 13, &[3, 4]).expect_err("there are 24");
     let later = whole.add(&whole).expect("fits");

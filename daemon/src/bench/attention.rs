@@ -4,9 +4,9 @@ use std::io::Write;
 use std::thread;
 use std::time::Instant;
 
-use metal_rpc_kernels::{AttentionMetadata, AttentionParams, paged_attention, upload};
+use metal_rpc_kernels::{AttentionMetadata, AttentionParams, eval, paged_attention, upload};
 use mlx_rs::ops::concatenate;
-use mlx_rs::{Array, Dtype, random, transforms};
+use mlx_rs::{Array, Dtype, random};
 use serde::Serialize;
 
 use super::BenchError;
@@ -91,7 +91,7 @@ impl Layers {
         let random = |shape: &[i32]| -> Result<Array, EngineError> {
             let floats = random::uniform::<_, f32>(-1.0, 1.0, shape, None)?;
             let array = floats.as_dtype(Dtype::Bfloat16)?;
-            transforms::eval([&array])?;
+            eval([&array])?;
             Ok(array)
         };
         let cache = [num_blocks, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM];
@@ -141,7 +141,7 @@ impl Layers {
 /// Bytes that a copy of two gigabytes reads and writes in a nanosecond.
 fn copy_gb_per_s() -> Result<f64, EngineError> {
     let half = mlx_rs::ops::ones::<f32>(&[1 << 28])?;
-    transforms::eval([&half])?;
+    eval([&half])?;
     let seconds = median_seconds(|| Ok(vec![concatenate(&[&half, &half], 0)?]))?;
     Ok(f64::from(1 << 29) * 8.0 / seconds / 1e9)
 }
@@ -152,7 +152,7 @@ fn median_seconds(build: impl Fn() -> Result<Vec<Array>, EngineError>) -> Result
     for _ in 0..6 {
         let arrays = build()?;
         let begin = Instant::now();
-        transforms::eval(&arrays)?;
+        eval(&arrays)?;
         #[expect(clippy::cast_precision_loss, reason = "a few arrays")]
         seconds.push(begin.elapsed().as_secs_f64() / arrays.len() as f64);
     }

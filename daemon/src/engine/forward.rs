@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
+use metal_rpc_kernels::start;
 use mlx_rs::ops::concatenate;
-use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 use tracing::{debug, warn};
 
@@ -139,22 +139,28 @@ impl Engine {
     }
 
     /// Starts the work on the device and has the reply thread wait for it.
-    ///
-    /// From then on `submitted` belongs to that thread: no handle of its arrays stays here.
-    pub(super) fn submit(
+    pub(super) fn start(
         &mut self,
         outputs: Vec<Array>,
-        submitted: Submitted,
+        is_forward: bool,
+        replies: Vec<PendingReply>,
     ) -> Result<(), EngineError> {
-        if !outputs.is_empty() {
-            async_eval(&outputs)?;
-        }
+        let evaluation = start(&outputs)?;
         drop(outputs);
-        self.num_in_flight += usize::from(submitted.done.is_some());
+        self.submit(Submitted {
+            evaluation: Some(evaluation),
+            is_forward,
+            replies,
+        });
+        Ok(())
+    }
+
+    /// Has the reply thread wait for work that is started, and answer.
+    pub(super) fn submit(&mut self, submitted: Submitted) {
+        self.num_in_flight += usize::from(submitted.is_forward);
         if self.submitted.send(submitted).is_err() {
             warn!("the reply thread is gone");
         }
-        Ok(())
     }
 
     /// Answers a step that runs nothing, after those before it.
@@ -171,12 +177,11 @@ impl Engine {
             received,
             submitted: Instant::now(),
         };
-        let submitted = Submitted {
-            done: None,
+        self.submit(Submitted {
+            evaluation: None,
+            is_forward: false,
             replies: vec![reply],
-        };
-        self.submit(Vec::new(), submitted)
-            .expect("nothing is given to the device");
+        });
     }
 
     /// The device has done what the steps of these sessions, the oldest ones, waited for.

@@ -9,18 +9,17 @@
 //!   the first of these sessions that closes.
 
 use metal_rpc_kernels::{
-    PAD_SLOT, Recording, RecordingKind, SAMPLE_WORDS, SampleBatch, SampleParams, download, reader,
-    recording_kind, rehearse, sample_plain,
+    Evaluation, PAD_SLOT, Recording, RecordingKind, SAMPLE_WORDS, SampleBatch, SampleParams,
+    download, recording_kind, rehearse, sample_plain, start,
 };
 use mlx_rs::Array;
-use mlx_rs::transforms::async_eval;
 
 use super::forward::Chunk;
 use super::sampling::{rows, sample_rows};
 use super::{Engine, EngineError};
 use crate::batch::{InputBatch, Parts, Sizes, array};
 use crate::models::loaded::ModelKey;
-use crate::reply::Submitted;
+use crate::reply::{PendingReply, Submitted};
 use crate::sampler::{Sampled, compile};
 use crate::session::{SessionId, ValidRow};
 
@@ -167,30 +166,35 @@ impl Engine {
             rows: sessions.zip(batch.chunk_tokens.iter().copied()).collect(),
             max_blocks: batch.max_blocks,
         };
-        let (tokens, seen) = match self.recordings.take(&shape) {
+        let ((tokens, evaluation), seen) = match self.recordings.take(&shape) {
             Some(Seen::Recorded(recording)) => {
-                let tokens = recording.replay(&numbers)?.remove(0);
-                (tokens, Seen::Recorded(recording))
+                (recording.replay(&numbers)?, Seen::Recorded(recording))
             }
             Some(Seen::Once) => {
-                let (tokens, recording) = self.record(key, &chunks, &batch, &numbers)?;
+                let (begun, recording) = self.record(key, &chunks, &batch, &numbers)?;
                 let seen = match kind {
                     _ if recording.is_complete() => Seen::Recorded(recording),
                     RecordingKind::Launches => Seen::Once,
                     RecordingKind::Calls => Seen::Unrecordable,
                 };
-                (tokens, seen)
+                (begun, seen)
             }
             seen => {
                 let mut outputs = self.decode_outputs(key, &chunks, &batch, &array(&numbers)?)?;
                 outputs[0] = download(&outputs[0])?;
                 rehearse()?;
-                async_eval(&outputs)?;
-                (outputs.swap_remove(0), seen.unwrap_or(Seen::Once))
+                let evaluation = start(&outputs)?;
+                ((outputs, evaluation), seen.unwrap_or(Seen::Once))
             }
         };
         self.recordings.put(shape, seen, kind);
-        self.hand_over(chunks, &batch, &tokens)
+        let replies = self.decode_replies(chunks, &batch, &tokens[0])?;
+        self.submit(Submitted {
+            evaluation: Some(evaluation),
+            is_forward: true,
+            replies,
+        });
+        Ok(())
     }
 
     /// Runs decodes and records how.
@@ -200,12 +204,12 @@ impl Engine {
         chunks: &[Chunk],
         batch: &InputBatch,
         numbers: &[i32],
-    ) -> Result<(Array, Recording), EngineError> {
+    ) -> Result<((Vec<Array>, Evaluation), Recording), EngineError> {
         let mut recording = Recording::new(numbers.len())?.expect("`recordable` has looked");
         let outputs = self.decode_outputs(key, chunks, batch, recording.numbers())?;
         let outputs: Vec<&Array> = outputs.iter().collect();
-        let tokens = recording.record(numbers, &outputs, 1)?.remove(0);
-        Ok((tokens, recording))
+        let begun = recording.record(numbers, &outputs, 1)?;
+        Ok((begun, recording))
     }
 
     /// The graph of a step of decodes: the tokens of all rows, then what else has to be computed.
@@ -235,13 +239,13 @@ impl Engine {
         Ok(outputs)
     }
 
-    /// Gives the reply thread the tokens of all rows, those of each step to its answer.
-    fn hand_over(
-        &mut self,
+    /// What the reply thread needs: the tokens of all rows, those of each step with its answer.
+    fn decode_replies(
+        &self,
         chunks: Vec<Chunk>,
         batch: &InputBatch,
         tokens: &Array,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Vec<PendingReply>, EngineError> {
         let mut parts = Parts::new(tokens);
         let mut replies = Vec::with_capacity(chunks.len());
         for (chunk, num_rows) in chunks.into_iter().zip(&batch.chunk_tokens) {
@@ -253,10 +257,6 @@ impl Engine {
             let step = &chunk.begun.step;
             replies.push(self.pending_reply(chunk.session, step, Some(sampled), submitted));
         }
-        let submitted = Submitted {
-            done: Some(reader(tokens)?),
-            replies,
-        };
-        self.submit(Vec::new(), submitted)
+        Ok(replies)
     }
 }

@@ -11,7 +11,7 @@ use super::forward::Chunk;
 use super::{Engine, EngineError};
 use crate::batch::array;
 use crate::models::loaded::ModelKey;
-use crate::reply::{PendingReply, Submitted};
+use crate::reply::PendingReply;
 use crate::sampler::{self, LogprobsMode, PromptScores, SampleRow, Sampled};
 use crate::session::state::WaitingStep;
 use crate::session::validate::check_grammar;
@@ -77,14 +77,8 @@ impl Engine {
                 replies.push(self.sample_step(id, held, &mut outputs)?);
             }
         }
-        outputs.push(hidden.clone());
-        self.submit(
-            outputs,
-            Submitted {
-                done: Some(hidden),
-                replies,
-            },
-        )
+        outputs.push(hidden);
+        self.start(outputs, true, replies)
     }
 
     /// The grammar of a step has arrived: of one that is held, or of one that has not run yet.
@@ -127,13 +121,7 @@ impl Engine {
     fn sample_held(&mut self, id: SessionId, held: HeldStep) -> Result<(), EngineError> {
         let mut outputs = Vec::new();
         let reply = self.sample_step(id, held, &mut outputs)?;
-        self.submit(
-            outputs,
-            Submitted {
-                done: None,
-                replies: vec![reply],
-            },
-        )
+        self.start(outputs, false, vec![reply])
     }
 
     /// Adds the sampling of one step to the graph, and its tokens to the session's token table.

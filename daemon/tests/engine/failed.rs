@@ -3,6 +3,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use metal_rpc_kernels::{gather_slots, reserve as reserve_array};
 use metal_rpc_protocol::{ErrorCode, Exec, KvCacheSpec, Scope};
@@ -139,6 +141,31 @@ fn a_forward_without_memory_fails_again_for_its_cause_alone() {
         machine.result(2).expect("it is answered").token_ids,
         expected
     );
+}
+
+#[test]
+fn a_forward_that_was_built_behind_one_that_fails_is_whole() {
+    let mut alone = Machine::new(config(TURN_TOKENS), &[1]);
+    alone.step(0, open_and_run(4));
+    run_to_the_end(&mut alone);
+    let expected = alone.result(0).expect("it is answered").token_ids;
+
+    for wait in [Duration::ZERO, Duration::from_millis(50)] {
+        let mut machine = Machine::new(faulty(Fault::Device), &[1, 1]);
+        machine.step(0, open_many(4));
+        // It is about to fail, or it has failed, and nobody has looked.
+        sleep(wait);
+        machine.step(1, open_and_run(4));
+        machine.step(0, exec(&[(0, 1, 1)]));
+        run_to_the_end(&mut machine);
+        check_refused(&mut machine, 0, ErrorCode::StepFailed);
+        assert!(
+            machine.reply(0).is_none(),
+            "what was built upon it is worth nothing"
+        );
+        let result = machine.result(1).expect("it is answered");
+        assert_eq!(result.token_ids, expected);
+    }
 }
 
 #[test]

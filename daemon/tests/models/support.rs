@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use metal_rpc_kernels::{AttentionMetadata, QkvParams};
+use metal_rpc_kernels::{AttentionMetadata, QkvParams, eval};
 use metald::{
     kv_cache::{CacheGroups, KvCache},
     models::{self, Dtype, ForwardInput, GroupInput, LoadOptions, Model, ModelError},
@@ -97,7 +97,7 @@ impl Runner {
         let hidden = hidden.expect("forward");
         let logits = self.model.logits(&hidden).expect("logits");
         let logits = logits.as_dtype(mlx_rs::Dtype::Float32).expect("casts");
-        logits.eval().expect("eval");
+        eval([&logits]).expect("eval");
         let vocab_size = usize::try_from(self.model.vocab_size()).expect("small");
         logits
             .as_slice::<f32>()

@@ -44,8 +44,6 @@ unsafe extern "C" {
     ) -> *const c_char;
     fn metal_rpc_to_device(result: *mut mlx_array, array: mlx_array) -> *const c_char;
     fn metal_rpc_address(result: *mut usize, array: mlx_array) -> *const c_char;
-    fn metal_rpc_reader(result: *mut mlx_array, array: mlx_array) -> *const c_char;
-    fn metal_rpc_is_available(result: *mut bool, array: mlx_array) -> *const c_char;
     fn metal_rpc_wait(array: mlx_array) -> *const c_char;
     fn metal_rpc_data(result: *mut RawView, array: mlx_array) -> *const c_char;
 }
@@ -124,23 +122,7 @@ pub(crate) fn address(array: &Array) -> Result<usize> {
     Ok(address)
 }
 
-/// See [`crate::reader`].
-#[track_caller]
-pub(crate) fn reader(array: &Array) -> Result<Array> {
-    // SAFETY: both handles are live.
-    new_array(|result| unsafe { metal_rpc_reader(result, array.as_ptr()) })
-}
-
-/// See [`crate::is_available`].
-#[track_caller]
-pub(crate) fn is_available(array: &Array) -> Result<bool> {
-    let mut available = false;
-    // SAFETY: the handle is live.
-    check(unsafe { metal_rpc_is_available(&raw mut available, array.as_ptr()) })?;
-    Ok(available)
-}
-
-/// See [`crate::wait`].
+/// Blocks until a scheduled `array` is computed, without touching any stream.
 #[track_caller]
 pub(crate) fn wait(array: &Array) -> Result<()> {
     // SAFETY: the handle is live.

@@ -8,7 +8,7 @@ use std::{
 use mlx_rs::{Array, Stream};
 use mlx_sys::{mlx_array, mlx_stream};
 
-use super::{check, new_array};
+use super::{RawEvaluation, check, new_array};
 use crate::error::Result;
 
 unsafe extern "C" {
@@ -21,6 +21,7 @@ unsafe extern "C" {
     fn metal_rpc_recording_numbers(result: *mut mlx_array, recording: *mut c_void)
     -> *const c_char;
     fn metal_rpc_record(
+        evaluation: *mut *mut c_void,
         is_complete: *mut bool,
         recording: *mut c_void,
         values: *const c_int,
@@ -30,6 +31,7 @@ unsafe extern "C" {
         num_results: usize,
     ) -> *const c_char;
     fn metal_rpc_replay(
+        evaluation: *mut *mut c_void,
         recording: *mut c_void,
         values: *const c_int,
         results: *mut mlx_array,
@@ -66,7 +68,7 @@ impl RawRecording {
         new_array(|result| unsafe { metal_rpc_recording_numbers(result, self.handle.as_ptr()) })
     }
 
-    /// Evaluates and records; returns the first outputs, and whether it can be run again.
+    /// Evaluates and records; returns what has begun, and whether it can be run again.
     ///
     /// # Safety
     /// `values` has as many elements as the recording has numbers.
@@ -75,14 +77,15 @@ impl RawRecording {
         values: &[i32],
         outputs: &[&Array],
         num_results: usize,
-    ) -> Result<(Vec<Array>, bool)> {
+    ) -> Result<(Begun, bool)> {
         assert!(num_results <= outputs.len());
         let handles: Vec<mlx_array> = outputs.iter().map(|output| output.as_ptr()).collect();
         let mut is_complete = false;
         self.num_results = num_results;
         // SAFETY: all are live; the lengths are those of the slices, or the caller's promise.
-        let results = new_arrays(num_results, |results| unsafe {
+        let begun = begun(num_results, |evaluation, results| unsafe {
             metal_rpc_record(
+                evaluation,
                 &raw mut is_complete,
                 self.handle.as_ptr(),
                 values.as_ptr(),
@@ -92,17 +95,18 @@ impl RawRecording {
                 num_results,
             )
         })?;
-        Ok((results, is_complete))
+        Ok((begun, is_complete))
     }
 
     /// Runs a complete recording.
     ///
     /// # Safety
     /// As [`record`](Self::record).
-    pub(crate) unsafe fn replay(&self, values: &[i32]) -> Result<Vec<Array>> {
+    pub(crate) unsafe fn replay(&self, values: &[i32]) -> Result<Begun> {
         // SAFETY: as in `record`.
-        new_arrays(self.num_results, |results| unsafe {
+        begun(self.num_results, |evaluation, results| unsafe {
             metal_rpc_replay(
+                evaluation,
                 self.handle.as_ptr(),
                 values.as_ptr(),
                 results,
@@ -126,19 +130,21 @@ pub(crate) fn rehearse() -> Result<()> {
     check(unsafe { metal_rpc_rehearse(stream.as_ptr()) })
 }
 
-/// Lets `make` fill empty handles, and owns what it filled in.
-fn new_arrays(
-    count: usize,
-    make: impl FnOnce(*mut mlx_array) -> *const c_char,
-) -> Result<Vec<Array>> {
+/// The results of a run that has begun, and when it is done.
+type Begun = (Vec<Array>, RawEvaluation);
+
+/// Lets `begin` fill empty handles, and owns what it filled in.
+fn begun(
+    num_results: usize,
+    begin: impl FnOnce(*mut *mut c_void, *mut mlx_array) -> *const c_char,
+) -> Result<Begun> {
     // SAFETY: makes an empty handle, no preconditions.
-    let mut handles = vec![unsafe { mlx_sys::mlx_array_new() }; count];
-    let reason = make(handles.as_mut_ptr());
-    // SAFETY: the handles are ours, empty or filled by `make`; `Array` frees either on drop.
-    let arrays = handles
+    let mut handles = vec![unsafe { mlx_sys::mlx_array_new() }; num_results];
+    let evaluation = RawEvaluation::begun(|evaluation| begin(evaluation, handles.as_mut_ptr()));
+    // SAFETY: the handles are ours, empty or filled by `begin`; `Array` frees either on drop.
+    let results = handles
         .into_iter()
         .map(|handle| unsafe { Array::from_ptr(handle) });
-    let arrays = arrays.collect();
-    check(reason)?;
-    Ok(arrays)
+    let results = results.collect();
+    Ok((results, evaluation?))
 }

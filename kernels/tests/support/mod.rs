@@ -8,7 +8,7 @@ pub(crate) mod paged_attention_cases;
 #[path = "../../paged_attention/reference.rs"]
 pub(crate) mod paged_attention_reference;
 
-use metal_rpc_kernels::{to_vec_f32, to_vec_i32};
+use metal_rpc_kernels::{eval, to_vec_f32, to_vec_i32};
 use mlx_rs::{Array, Dtype};
 
 /// The dtypes that weights and caches may have.
@@ -101,15 +101,15 @@ pub(crate) fn rounded(values: &[f32], shape: &[usize], dtype: Dtype) -> (Array, 
 /// Evaluates, and reads as f32.
 pub(crate) fn f32s(array: &Array) -> Vec<f32> {
     // By itself: on a GPU MLX's cast does not know of memory that is written in place.
-    array.eval().expect("evaluates");
+    eval([array]).expect("evaluates");
     let array = array.as_dtype(Dtype::Float32).expect("cast");
-    array.eval().expect("evaluates");
+    eval([&array]).expect("evaluates");
     to_vec_f32(&array).expect("reads")
 }
 
 /// Evaluates, and reads as i32.
 pub(crate) fn i32s(array: &Array) -> Vec<i32> {
-    array.eval().expect("evaluates");
+    eval([array]).expect("evaluates");
     to_vec_i32(array).expect("reads")
 }
 

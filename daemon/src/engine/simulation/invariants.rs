@@ -15,11 +15,7 @@ pub(super) fn check(world: &World<'_>) {
     let engine = &world.engine;
     check_blocks(engine);
     check_bounds(engine);
-    let forwards = world
-        .device
-        .iter()
-        .filter(|work| work.done.is_some())
-        .count();
+    let forwards = world.device.iter().filter(|work| work.is_forward).count();
     assert!(
         forwards <= MAX_FORWARDS_IN_FLIGHT,
         "{forwards} forwards in flight"

@@ -1,12 +1,11 @@
-//! Results are read on a thread that has no stream, and gets none by reading. The only test of its
-//! process, because it counts threads.
+//! Results are waited for and read on a thread that has no stream, and gets none by that. The only
+//! test of its process, because it counts threads.
 
 mod support;
 
 use std::{fs, thread};
 
-use metal_rpc_kernels::{is_available, linear, reader, to_vec_f32, to_vec_i32, wait};
-use mlx_rs::transforms::async_eval;
+use metal_rpc_kernels::{eval, linear, start, to_vec_f32, to_vec_i32};
 use support::{array, array_i32};
 
 #[cfg(target_os = "linux")]
@@ -20,27 +19,19 @@ fn another_thread_waits_and_reads_without_a_stream() {
     let weight = array(&vec![1.0; 512 * 512], &[512, 512]);
     let mut y = array(&vec![1.0; 64 * 512], &[64, 512]);
     // The first kernel starts the workers, and the first operation the stream.
-    linear(&y, &weight, None)
-        .expect("fits")
-        .eval()
-        .expect("runs");
+    eval([&linear(&y, &weight, None).expect("fits")]).expect("runs");
     let before = num_threads();
     for _ in 0..20 {
         y = linear(&y, &weight, None).expect("fits") * array(&[1.0 / 512.0], &[1]);
     }
     assert!(
-        wait(&y).is_err(),
+        to_vec_f32(&y).is_err(),
         "an array that nobody computes must not be waited for"
     );
-    assert!(reader(&y).is_err());
-    async_eval([&y]).expect("submits");
-    let handle = reader(&y).expect("is scheduled");
-    // The engine goes on building on its own handle.
-    let next = linear(&y, &weight, None).expect("fits");
+    let evaluation = start([&y]).expect("starts");
     let other = thread::spawn(move || {
-        wait(&handle).expect("is computed");
-        assert!(is_available(&handle).expect("is computed"));
-        let values = to_vec_f32(&handle).expect("reads");
+        evaluation.wait().expect("is computed");
+        let values = to_vec_f32(&y).expect("reads");
         (values, num_threads())
     });
     let (values, during) = other.join().expect("reads");
@@ -50,7 +41,6 @@ fn another_thread_waits_and_reads_without_a_stream() {
         "reading made {} threads",
         during - before - 1
     );
-    next.eval().expect("runs");
     let tokens = array_i32(&[3, 1, 2]);
     assert_eq!(to_vec_i32(&tokens).expect("reads"), [3, 1, 2]);
     assert!(to_vec_f32(&tokens).is_err());
