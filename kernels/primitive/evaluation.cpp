@@ -91,9 +91,12 @@ void Evaluation::look_at(mx::Stream stream) {
 }
 
 void Evaluation::take_end_of_gpu() {
+  if (!gpu_) {
+    return;
+  }
   auto end = std::make_shared<std::promise<std::string>>();
   auto future = end->get_future();
-  if (gpu_ && call_at_end(*gpu_, [end = std::move(end)] { end->set_value({}); })) {
+  if (call_at_end(*gpu_, [end = std::move(end)] { end->set_value({}); })) {
     ends_.push_back(std::move(future));
   }
 }

@@ -146,6 +146,7 @@ impl Engine {
         replies: Vec<PendingReply>,
     ) -> Result<(), EngineError> {
         let evaluation = start(&outputs)?;
+        // What is in `replies` is the other thread's from then on: no handle of it stays here.
         drop(outputs);
         self.submit(Submitted {
             evaluation: Some(evaluation),
